@@ -1,0 +1,45 @@
+# Everything a developer or a newcomer runs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUTPUT ?= runs/quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test check format docs bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first and alone: any other order may pull several gigabytes of another build.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+install: $(VENV)/installed  ## create .venv with the pinned versions
+
+quickstart: install  ## teach the embedded English Llama Chinese, in minutes
+	$(BIN)/yangtuo quickstart --output $(OUTPUT)
+
+test: install  ## run the tests
+	$(BIN)/python -m pytest
+
+check: install  ## format, lint, types, layers, generated docs, recipes: what CI runs beside the tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_docs.py tests/test_recipes.py
+
+format: install  ## format the code and sort its imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install  ## write the reference pages of docs/stages again
+	$(BIN)/python docs/generate.py
+
+bench: install  ## run every benchmark in its small form
+	for file in benchmarks/*.py; do $(BIN)/python $$file --small || exit 1; done
+
+clean:  ## remove what was installed and built
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache

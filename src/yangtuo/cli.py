@@ -1,0 +1,166 @@
+"""The command line: `yangtuo VERB --option value`.
+
+Every verb's options come from its class in `config`; this module only wires them to `stages` and turns outcomes into
+exit statuses: 0 done, 2 the user's mistake (one message), 1 ours, 130 Ctrl-C. No heavy library is imported until a
+verb runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json as json_module
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+import yangtuo
+from yangtuo import config, console
+from yangtuo.errors import ConfigError, UserError
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+app = App(
+    name="yangtuo",
+    help="Teaches an English Llama Chinese, or any other language, and keeps its English.\n\n"
+    "Example: `yangtuo quickstart --output runs/quickstart`",
+    version=yangtuo.__version__,
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    help_format="markdown",
+)
+
+
+def stage_function(verb: str) -> Callable[[Any], Any]:
+    """The `run` of the verb's module in `stages`, imported on demand."""
+    module = importlib.import_module(f"yangtuo.stages.{verb.replace(' ', '_')}")
+    function: Callable[[Any], Any] = module.run
+    return function
+
+
+def _register(parent: App, options: type[config.StageConfig]) -> None:
+    def command(options: config.StageConfig, json: Json = False) -> Any:
+        return _present(stage_function(options.verb)(options), json)
+
+    command.__annotations__ = {"options": options, "json": Json}
+    command.__doc__ = options.__doc__
+    parent.command(command, name=options.verb.split()[-1])
+
+
+def _present(result: Any, json: bool) -> Any:
+    """Prints what a verb returned: an artifact, a mapping, a text, or nothing."""
+    values = result.result() if hasattr(result, "result") else result
+    if values is None:
+        return None
+    if isinstance(values, str):
+        print(json_module.dumps({"reply": values}, ensure_ascii=False) if json else values)  # noqa: T201
+    elif json:
+        print(json_module.dumps(values, ensure_ascii=False, default=str))  # noqa: T201  stdout is the result
+    else:
+        for key, value in values.items():
+            text = value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False, default=str)
+            console.stdout.print(f"{key:>20}  {text}", markup=False)
+    return values
+
+
+_groups = {"tokenizer": App(name="tokenizer", help="Trains, merges and audits tokenizers.", help_format="markdown")}
+for _group in _groups.values():
+    app.command(_group)
+for _verb, _options in {**config.STAGES, **config.TOOLS}.items():
+    _register(_groups.get(_verb.split()[0], app), _options)
+
+
+@app.command
+def run(
+    recipe: Path,
+    *,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    set: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
+    json: Json = False,
+) -> Any:
+    """Runs the steps of a recipe; finished steps whose inputs and options are unchanged are skipped.
+
+    Example: `yangtuo run recipes/quickstart.yaml --set pretrain.epochs=4`
+
+    Parameters
+    ----------
+    recipe
+        The recipe, a YAML file.
+    dry_run
+        Print the resolved plan and stop.
+    set
+        Overrides an option as STEP.KEY=VALUE, or the recipe's output as output=DIR; repeatable.
+    json
+        Print the result as one JSON object.
+    """
+    from yangtuo import pipeline
+
+    plan = pipeline.load(recipe, set)
+    pipeline.show(plan)
+    results = {} if dry_run else pipeline.execute(plan, stage_function)
+    return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
+
+
+@app.command
+def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) -> Any:
+    """Walks the whole road on the embedded base in minutes: an English Llama learns Chinese.
+
+    Example: `yangtuo quickstart --output runs/quickstart`
+
+    Parameters
+    ----------
+    output
+        The directory of all artifacts and of report.html; run again with the same one, finished steps are skipped.
+    json
+        Print the result as one JSON object.
+    """
+    from yangtuo.quickstart import road
+
+    return _present(road.run(output, stage_function), json)
+
+
+def main() -> None:
+    """Entry point of the `yangtuo` command."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(arguments: list[str]) -> int:
+    """Runs one command line; returns its exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(arguments or ["--help"])
+    except CycloptsError as error:
+        return _fail(ConfigError(str(error), run=f"yangtuo {_verb_of(arguments)} --help".replace("  ", " ")))
+    except UserError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _verb_of(arguments: list[str]) -> str:
+    words = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            break
+        words.append(argument)
+    verbs = {*config.STAGES, *config.TOOLS, "run", "quickstart", "tokenizer"}
+    return next((verb for verb in (" ".join(words[:2]), " ".join(words[:1])) if verb in verbs), "")
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: UserError) -> int:
+    console.stderr.print(f"error: {error}", markup=False, style="red")
+    return 2

@@ -1,0 +1,393 @@
+"""The options of every verb: one frozen dataclass each.
+
+Flags, YAML keys, `--help` and the reference page all come from these classes: a field is an option, its docstring the
+help text, the class docstring the command's help. `INPUT` marks a path whose *content* decides the result, `HOW` an
+option that changes how the work is done but not what comes out. This module imports no heavy library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from cyclopts import Parameter, validators
+
+from yangtuo.errors import ConfigError
+
+INPUT = "input"
+HOW = "how"
+
+InputPath = Annotated[str, INPUT]
+InputPaths = Annotated[tuple[str, ...], INPUT, Parameter(negative="")]
+Words = Annotated[tuple[str, ...], Parameter(negative="")]
+Positive = Annotated[int, Parameter(validator=validators.Number(gt=0))]
+PositiveFloat = Annotated[float, Parameter(validator=validators.Number(gt=0))]
+NonNegativeFloat = Annotated[float, Parameter(validator=validators.Number(gte=0))]
+Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a verb, as the rest of the package sees it."""
+
+    name: str
+    is_input: bool
+    shapes_result: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """A reference as users write it: `[NAME=]PATH[:WEIGHT]`."""
+
+    path: str
+    name: str
+    weight: float
+
+
+def split_source(text: str) -> Source:
+    """Splits `[NAME=]PATH[:WEIGHT]`; the name defaults to the path's stem, the weight to 1."""
+    named = re.fullmatch(r"([\w.+-]+)=(.+)", text)
+    name, rest = (named[1], named[2]) if named else ("", text)
+    weighted = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", rest)
+    path, weight = (weighted[1], float(weighted[2])) if weighted else (rest, 1.0)
+    return Source(path, name or Path(path).name.split(".")[0], weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """What all verbs that write an artifact share."""
+
+    verb: ClassVar[str]
+
+    @classmethod
+    def options(cls) -> list[Option]:
+        """The verb's options, without `output`, which names the result and does not shape it."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+        return [
+            Option(field.name, INPUT in marks[field.name], HOW not in marks[field.name])
+            for field in dataclasses.fields(cls)
+            if field.name != "output"
+        ]
+
+    def input_references(self) -> dict[str, tuple[str, ...]]:
+        """Option name -> the references `[NAME=]PATH[:WEIGHT]` given for it, for every input that was given."""
+        values = {option.name: getattr(self, option.name) for option in self.options() if option.is_input}
+        return {
+            name: value if isinstance(value, tuple) else (str(value),)
+            for name, value in values.items()
+            if value is not None
+        }
+
+    def output_path(self) -> Path:
+        """The artifact that this config makes."""
+        return Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(StageConfig):
+    """Turns published weights into a model directory that everything else reads.
+
+    Example: `yangtuo convert --source ~/llama/7B --output models/llama-7b`
+    """
+
+    verb: ClassVar[str] = "convert"
+    source: InputPath
+    """Weights: a directory in Meta's layout (consolidated.*.pth, params.json, tokenizer.model), in Hugging Face's
+    layout, a GGUF file, or a hub id."""
+    output: Path
+    """The model directory to write."""
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    """Number format of the written weights; keep writes that of the source."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TokenizerTrainConfig(StageConfig):
+    """Learns new pieces for a base tokenizer from a corpus.
+
+    Example: `yangtuo tokenizer train --base models/llama-7b --corpus texts/zh --size 8000 --output pieces`
+    """
+
+    verb: ClassVar[str] = "tokenizer train"
+    base: InputPath
+    """The tokenizer to extend: a directory, a tokenizer.model or a tokenizer.json."""
+    corpus: InputPaths
+    """Text to learn from: a file or a directory (txt, jsonl, csv, parquet, gz, zst); repeatable."""
+    size: Positive
+    """How many new pieces to learn."""
+    output: Path
+    """The directory of learned pieces to write."""
+    script: Words = ("Han",)
+    """Unicode scripts that new pieces may be made of, beside CJK punctuation where Han is among them; repeatable."""
+    sample_bytes: Positive = 1_000_000_000
+    """At most this many bytes of text are read into memory; larger corpora are sampled evenly."""
+    dry_run: Annotated[bool, HOW] = False
+    """Only say what would be learned and whether expansion is likely to pay."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TokenizerMergeConfig(StageConfig):
+    """Joins learned pieces to a base tokenizer; the base's ids never move.
+
+    Example: `yangtuo tokenizer merge --base models/llama-7b --pieces pieces --output tokenizers/llama-zh`
+    """
+
+    verb: ClassVar[str] = "tokenizer merge"
+    base: InputPath
+    """The tokenizer to extend: a directory, a tokenizer.model or a tokenizer.json."""
+    pieces: InputPath
+    """The pieces: what `yangtuo tokenizer train` wrote, or any SentencePiece model."""
+    output: Path
+    """The tokenizer directory to write."""
+    style: Literal["faithful", "published"] = "faithful"
+    """faithful keeps the base's segmentation of everything else; published follows Chinese-LLaMA's score-0 recipe."""
+    script: Words = ("Han",)
+    """Unicode scripts that new pieces may be made of (faithful style); repeatable."""
+    add_token: Words = ()
+    """A token to append after the pieces, such as [PAD]; repeatable."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExpandConfig(StageConfig):
+    """Grows a model's embedding and head to a tokenizer's pieces.
+
+    Example: `yangtuo expand --model models/llama-7b --tokenizer tokenizers/llama-zh --output models/llama-7b-zh`
+    """
+
+    verb: ClassVar[str] = "expand"
+    model: InputPath
+    """The model to grow: a directory or a hub id."""
+    tokenizer: InputPath
+    """The tokenizer whose new pieces need rows; its old ids must be the model's."""
+    output: Path
+    """The model directory to write."""
+    init: Literal["subtoken-mean", "mean", "random"] = "subtoken-mean"
+    """How new rows start: the mean of the pieces that the base would have used, of all rows, or random."""
+    seed: int = 0
+    """Seed of random rows."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(StageConfig):
+    """Turns text into blocks of tokens on disk.
+
+    Example: `yangtuo prepare --source zh=texts/zh --source en=texts/en:0.2 --tokenizer models/llama-7b-zh --output data`
+    """
+
+    verb: ClassVar[str] = "prepare"
+    source: InputPaths
+    """Text as [NAME=]PATH[:WEIGHT]: a file or directory; a weight of 0.2 takes a fifth of it, 2 takes it twice;
+    repeatable. NAME (zh, en) labels the source in every report."""
+    tokenizer: InputPath
+    """The tokenizer: a directory (a model's will do) or a bare file."""
+    output: Path
+    """The dataset directory to write."""
+    block_size: Positive = 512
+    """Tokens in a training block."""
+    held_out: Share = 0.02
+    """Share of each source's documents kept apart to measure bits per byte."""
+    seed: int = 0
+    """Seed of the held-out choice and of the sampling by weight."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(StageConfig):
+    """Continues pre-training: LoRA on all linear layers, with embeddings and head trained.
+
+    Example: `yangtuo pretrain --model models/llama-7b-zh --data data --output adapters/pretrain`
+    """
+
+    verb: ClassVar[str] = "pretrain"
+    model: InputPath
+    """The model to train: a directory or a hub id."""
+    data: InputPath
+    """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
+    output: Path
+    """The adapter directory to write."""
+    embeddings: Literal["full", "new", "frozen"] = "full"
+    """Which rows of embedding and head are trained: all, those of new pieces only, or none."""
+    rank: Positive = 64
+    """Rank of the LoRA matrices."""
+    alpha: PositiveFloat = 128
+    """LoRA's alpha: updates are scaled by alpha / rank."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
+    embedding_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of embedding and head; the same as the rest when not given."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the data."""
+    batch_size: Positive = 8
+    """Blocks in an optimizer step on one process."""
+    accumulation: Positive = 1
+    """Optimizer steps gather the gradients of this many batches."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter()] = "auto"
+    """Arithmetic of the forward pass; auto takes bfloat16 where the device has it. Trained tensors are float32."""
+    save_every: Annotated[Positive, HOW] = 500
+    """Optimizer steps between checkpoints (and held-out measurements)."""
+    seed: int = 0
+    """Seed of initialisation and of the order of blocks."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(StageConfig):
+    """Fine-tunes on conversations; the loss counts answers only.
+
+    Example: `yangtuo sft --model models/llama-7b-zh --data alpaca_zh.json --template alpaca --output adapters/sft`
+    """
+
+    verb: ClassVar[str] = "sft"
+    model: InputPath
+    """The model to train: a directory or a hub id."""
+    data: InputPaths
+    """Conversations as PATH[:WEIGHT], JSON or JSON lines in Alpaca's shape (instruction, input, output); repeatable."""
+    output: Path
+    """The adapter directory to write."""
+    template: str = "alpaca"
+    """How prompts are written: alpaca, alpaca-2, chatml, llama-3, or model for the model's own."""
+    max_length: Positive = 512
+    """Tokens in a block; longer conversations are cut, never the end of an answer."""
+    embeddings: Literal["full", "new", "frozen"] = "full"
+    """Which rows of embedding and head are trained: all, those of new pieces only, or none."""
+    rank: Positive = 64
+    """Rank of the LoRA matrices."""
+    alpha: PositiveFloat = 128
+    """LoRA's alpha: updates are scaled by alpha / rank."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
+    epochs: PositiveFloat = 3.0
+    """Passes over the data."""
+    batch_size: Positive = 8
+    """Blocks in an optimizer step on one process."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of the forward pass; auto takes bfloat16 where the device has it. Trained tensors are float32."""
+    save_every: Annotated[Positive, HOW] = 500
+    """Optimizer steps between checkpoints."""
+    seed: int = 0
+    """Seed of initialisation and of the order of blocks."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(StageConfig):
+    """Folds adapters into their base, in order, and writes a whole model.
+
+    Example: `yangtuo merge --base models/llama-7b-zh --adapter adapters/pretrain --output models/llama-7b-zh-merged`
+    """
+
+    verb: ClassVar[str] = "merge"
+    base: InputPath
+    """The model that the first adapter was trained on: a directory or a hub id."""
+    adapter: InputPaths
+    """Adapters in the order of their training: PEFT directories, .zip files or hub ids; repeatable."""
+    output: Path
+    """The model directory to write."""
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    """Number format of the written weights; keep writes that of the base."""
+    shard_size: Annotated[str, HOW] = "2GB"
+    """Largest size of one weight file, such as 500MB or 2GB."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(StageConfig):
+    """Measures models: bits per byte of text, or questions answered.
+
+    Example: `yangtuo evaluate --model base --model adapted --suite bits-per-byte --data zh=held-out-zh --output scores`
+    """
+
+    verb: ClassVar[str] = "evaluate"
+    model: InputPaths
+    """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
+    suite: Literal["bits-per-byte", "questions"]
+    """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply."""
+    data: InputPaths
+    """What to measure on, as [NAME=]PATH: text for bits-per-byte, JSON for questions; repeatable."""
+    output: Path
+    """The directory of results to write."""
+    max_new_tokens: Positive = 64
+    """Longest reply, in tokens (questions)."""
+    batch_size: Annotated[Positive, HOW] = 16
+    """Sequences in one forward pass."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(StageConfig):
+    """Talks with a model in the terminal.
+
+    Example: `yangtuo chat --model models/llama-7b-zh-chat --once 你好`
+    """
+
+    verb: ClassVar[str] = "chat"
+    model: InputPath
+    """The model: a directory or a hub id."""
+    adapter: InputPath | None = None
+    """A PEFT adapter to put on the model."""
+    engine: Literal["auto", "transformers"] = "auto"
+    """What computes the replies."""
+    once: str | None = None
+    """Say this, print the reply and end."""
+    max_new_tokens: Positive = 256
+    """Longest reply, in tokens."""
+    temperature: NonNegativeFloat = 0.0
+    """0 takes the likeliest token every time; higher values choose more freely."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(StageConfig):
+    """Says what a directory is: kind, architecture, rows, pieces, lineage.
+
+    Example: `yangtuo inspect models/llama-7b-zh`
+    """
+
+    verb: ClassVar[str] = "inspect"
+    path: Annotated[str, INPUT, Parameter(name=["PATH"])]
+    """An artifact, a model or adapter directory, or a hub id."""
+    verify: bool = False
+    """Hash all files again and compare with the manifest."""
+
+
+STAGES: dict[str, type[StageConfig]] = {
+    stage.verb: stage
+    for stage in (
+        ConvertConfig,
+        TokenizerTrainConfig,
+        TokenizerMergeConfig,
+        ExpandConfig,
+        PrepareConfig,
+        PretrainConfig,
+        SftConfig,
+        MergeConfig,
+        EvaluateConfig,
+    )
+}
+"""Verbs that write an artifact and can stand in a recipe."""
+
+TOOLS: dict[str, type[StageConfig]] = {tool.verb: tool for tool in (ChatConfig, InspectConfig)}
+"""Verbs that only read."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `500MB`, `2GB` (powers of 1000) or `2GiB` (powers of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ConfigError(f"{text!r} is not a size", expected="a number and a unit, such as 500MB or 2GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))

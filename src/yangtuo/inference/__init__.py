@@ -1,0 +1,1 @@
+"""Engines behind one protocol, and conversations over any of them."""

@@ -1,0 +1,242 @@
+"""Recipes: YAML files that string stages together, and the plan that a recipe resolves to.
+
+    output: runs/quickstart            where the artifacts go, one directory a step
+    steps:
+      convert: {source: ${package}/quickstart/base}
+      merge-pretrain:                  a step's name is its directory; `stage` names the verb where the name does not
+        stage: merge
+        base: ${expand}                the output of the step `expand`
+
+Every mistake in a recipe is found before any step runs. A step that is finished and whose options and inputs have not
+changed is skipped; one that has changed is never overwritten. This module knows verbs by name only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cyclopts import App, CycloptsError
+
+from yangtuo import console
+from yangtuo.artifacts import Artifact, read_manifest, step_fingerprint
+from yangtuo.config import STAGES, StageConfig, split_source
+from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
+
+StageFunction = Callable[[str], Callable[[Any], Artifact]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of a plan, with its options resolved."""
+
+    name: str
+    config: StageConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a recipe in order."""
+
+    recipe: Path
+    output: Path
+    steps: tuple[Step, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved plan as plain values."""
+        return {
+            "recipe": str(self.recipe),
+            "output": str(self.output),
+            "steps": {step.name: {"stage": step.config.verb, **step.config.to_dict()} for step in self.steps},
+        }
+
+
+def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) -> Plan:
+    """Reads and checks a recipe; `overrides` are `STEP.KEY=VALUE`, `output` replaces the recipe's own.
+
+    Raises `FileError` for a recipe that cannot be read, `ConfigError` with every wrong key of every step at once.
+    """
+    document = _read(path)
+    for override in overrides:
+        _override(document, override)
+    directory = output or Path(document["output"])
+    variables = {"package": str(Path(__file__).parent)}
+    steps, errors = [], list[UserError]()
+    for name, values in document["steps"].items():
+        try:
+            steps.append(_step(name, values, directory, variables))
+        except ConfigError as error:
+            errors.append(error)
+        variables[name] = str(directory / name)
+    raise_all(errors)
+    plan = Plan(path, directory, tuple(steps))
+    raise_all(_missing_inputs(plan))
+    return plan
+
+
+def show(plan: Plan) -> None:
+    """Prints the resolved plan to stderr."""
+    rows = [(step.name, step.config.verb, _summary(step.config)) for step in plan.steps]
+    table = console.table(f"{plan.recipe} → {plan.output}", ["step", "stage", "options"], rows)
+    for column in table.columns:
+        column.justify = "left"
+    console.stderr.print(table)
+
+
+def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
+    """Runs the steps in order and returns their artifacts by step name.
+
+    `stage_function` gives a verb's `run`. Raises `OutputError` where a step's output exists but was made from other
+    options or inputs, naming it and all steps that depend on it.
+    """
+    artifacts: dict[str, Artifact] = {}
+    for number, step in enumerate(plan.steps, 1):
+        label = f"[{number}/{len(plan.steps)}] {step.name}"
+        output = step.config.output_path()
+        manifest = read_manifest(output) if output.is_dir() else None
+        if manifest and manifest.step == step_fingerprint(step.config):
+            console.note(f"{label}: unchanged, skipped")
+            artifacts[step.name] = Artifact(output, manifest)
+        elif output.exists():
+            raise _stale(plan, step)
+        else:
+            console.note(f"{label}: yangtuo {step.config.verb}")
+            artifacts[step.name] = stage_function(step.config.verb)(step.config)
+    return artifacts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"the recipe {path} does not exist", run="ls recipes") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FileError(f"the recipe {path} cannot be read", found=str(error)) from error
+    unknown = set(document) - {"output", "steps"} if isinstance(document, dict) else None
+    if unknown is None or unknown or not isinstance(document.get("steps"), dict) or "output" not in document:
+        raise ConfigError(
+            f"{path} is not a recipe",
+            found=", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__,
+            expected="two keys: output (a directory) and steps (a mapping of step names to options)",
+        )
+    return document
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    step, dot, option = key.partition(".")
+    if key == "output" and separator:
+        document["output"] = text
+    elif not separator or not dot:
+        raise ConfigError(f"--set {override!r} cannot be read", expected="STEP.KEY=VALUE, or output=DIR")
+    elif not isinstance(document["steps"].get(step), dict):
+        steps = list(document["steps"])
+        raise ConfigError(f"--set names the unknown step {step!r}{_hint(step, steps)}", expected=", ".join(steps))
+    else:
+        document["steps"][step][option] = yaml.safe_load(text)
+
+
+def _step(name: str, values: Any, directory: Path, variables: Mapping[str, str]) -> Step:
+    if not isinstance(values, dict):
+        raise ConfigError(f"step {name}: its options must be a mapping", found=type(values).__name__)
+    values = dict(values)
+    verb = values.pop("stage", name.replace("-", " "))
+    if verb not in STAGES:
+        raise ConfigError(f"step {name}: no stage is called {verb!r}{_hint(verb, STAGES)}", expected=", ".join(STAGES))
+    known = {option.name for option in STAGES[verb].options()}
+    tokens: list[str] = []
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"step {name}: unknown option {key!r}{_hint(key, known)}", expected=", ".join(sorted(known)))
+        tokens += _tokens(key, _substitute(value, variables, f"step {name}, {key}"))
+    try:
+        return Step(name, _parse(STAGES[verb], [*tokens, f"--output={directory / name}"]))
+    except CycloptsError as error:
+        raise ConfigError(f"step {name}: {error}") from error
+
+
+def _tokens(key: str, value: Any) -> list[str]:
+    flag = "--" + key.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, list):
+        return [token for item in value for token in _tokens(key, item)]
+    return [f"{flag}={value}"]
+
+
+def _substitute(value: Any, variables: Mapping[str, str], where: str) -> Any:
+    if isinstance(value, list):
+        return [_substitute(item, variables, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in variables:
+            hint = _hint(match[1], variables)
+            raise ConfigError(f"{where}: ${{{match[1]}}} is not the name of an earlier step{hint}")
+        return variables[match[1]]
+
+    return re.sub(r"\$\{([^}]*)\}", replace, value)
+
+
+def _parse(options: type[StageConfig], tokens: Sequence[str]) -> StageConfig:
+    """One parser serves flags and YAML: a step's options are read as its command line would be."""
+
+    def identity(options: StageConfig) -> StageConfig:
+        return options
+
+    identity.__annotations__ = {"options": options}
+    parser = App(result_action="return_value", exit_on_error=False, print_error=False, help_flags=[], version_flags=[])
+    parser.default(identity)
+    parsed: StageConfig = parser(list(tokens))
+    return parsed
+
+
+def _missing_inputs(plan: Plan) -> list[UserError]:
+    made = {str(step.config.output_path()) for step in plan.steps}
+    errors: list[UserError] = []
+    for step in plan.steps:
+        for option, references in step.config.input_references().items():
+            for source in (split_source(reference).path for reference in references):
+                # `owner/name` may be a hub id; whatever starts like a path must exist.
+                if source in made or Path(source).exists() or re.fullmatch(r"(modelscope:)?\w[\w.-]*/\w[\w.-]*", source):
+                    continue
+                errors.append(FileError(f"step {step.name}: {option} names {source}, which does not exist"))
+    return errors
+
+
+def _stale(plan: Plan, changed: Step) -> OutputError:
+    affected = {str(changed.config.output_path())}
+    for step in plan.steps:
+        references = (text for texts in step.config.input_references().values() for text in texts)
+        if affected & {split_source(reference).path for reference in references}:
+            affected.add(str(step.config.output_path()))
+    existing = [path for path in sorted(affected) if Path(path).exists()]
+    return OutputError(
+        f"step {changed.name} has changed since {changed.config.output_path()} was made",
+        found="an artifact made from other options or other inputs",
+        expected="the same options and inputs, or a free name; nothing is ever overwritten",
+        run=f"rm -r {' '.join(existing)}, or choose another directory with --set output=DIR",
+    )
+
+
+def _summary(config: StageConfig) -> str:
+    defaults = {field: value.default for field, value in type(config).__dataclass_fields__.items()}
+    shown = {key: value for key, value in config.to_dict().items() if key != "output" and value != defaults[key]}
+    return "\n".join(
+        f"{key} {' '.join(map(str, value)) if isinstance(value, tuple | list) else value}" for key, value in shown.items()
+    )
+
+
+def _hint(word: str, known: Any) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+

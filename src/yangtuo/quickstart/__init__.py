@@ -1,0 +1,1 @@
+"""The embedded base, its texts, and the road that teaches it Chinese."""

@@ -1,0 +1,1 @@
+"""One module a verb: `run(config)` reads artifacts and writes one. Stages never import each other."""
