@@ -1,0 +1,332 @@
+"""Prompts: the one place that writes them, for training, chat, serving and evaluation alike.
+
+A template is a Jinja text, the one that stands in the model's `chat_template.jinja`. It is rendered with a mark in the
+place of each message, so that what the template says is told from what a user says: control tokens are recognised in
+the template's own text only, and text between two control tokens is tokenised in one go, as every engine that renders
+the same Jinja does. This module reads no files of conversations and knows no model weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from yangtuo.errors import ConfigError, DataError, FileError, VocabularyError
+
+if TYPE_CHECKING:
+    from yangtuo.vocab.encoding import Encoder
+
+Role = Literal["system", "user", "assistant"]
+
+_ALPACA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = 'Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.' %}{% endif %}{{ system }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '\\n\\n### Instruction:\\n' + message['content'] | trim + '\\n\\n### Response: ' }}"
+    "{% else %}{{ message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+_ALPACA_2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
+    "{% set messages = messages[1:] %}{% else %}"
+    "{% set system = 'You are a helpful assistant. 你是一个乐于助人的助手。' %}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ bos_token + '[INST] ' }}{% if loop.first %}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{% endif %}"
+    "{{ message['content'] | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+_CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim"
+    " + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_LLAMA_3 = (
+    "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role']"
+    " + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+_KNOWN = {"alpaca": _ALPACA, "alpaca-2": _ALPACA_2, "chatml": _CHATML, "llama-3": _LLAMA_3}
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+TEMPLATES = (*_KNOWN, "model")
+"""The names that `get_template` knows."""
+
+_MARK_BEGIN, _MARK_END, _BLANK = "\ue000", "\ue001", "\u2003"
+_MARK = re.compile(f"({_BLANK}?){_MARK_BEGIN}(\\d+){_MARK_END}({_BLANK}?)")
+_GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A stretch of a rendered conversation: a control token's id, or text."""
+
+    control: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Template:
+    """A way of writing conversations for a model."""
+
+    name: str
+    jinja: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the template: SHA-256 of its Jinja text, hexadecimal."""
+        return hashlib.sha256(self.jinja.encode()).hexdigest()
+
+    def render_jinja(self) -> str:
+        """The text of `chat_template.jinja`."""
+        return self.jinja
+
+    def encode_prompt(self, encoder: Encoder, messages: Sequence[Message]) -> list[int]:
+        """Ids up to where the assistant answers, with BOS where the template has one."""
+        return [token for tokens in _encode(encoder, self._runs(encoder, messages, True)) for token in tokens]
+
+    def encode_conversation(self, encoder: Encoder, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation that ends with an answer, and which of them are learned: answers and their EOS.
+
+        What stands before the last answer is exactly `encode_prompt` of the messages before it; where the template
+        puts no stop token behind an answer, EOS is put there.
+        """
+        assert messages and messages[-1].role == "assistant", "a conversation to learn from ends with an answer"
+        prompt = self._runs(encoder, messages[:-1], True)
+        tokens = _encode(encoder, prompt)
+        learned = [[False] * len(part) for part in tokens]
+        stops = set(self.stop_ids(encoder))
+        for index, message in enumerate(messages[:-1]):
+            if message.role == "assistant":
+                self._learn_earlier(encoder, (prompt, self._runs(encoder, messages[:index], True)), learned, stops)
+        answer = _rest(prompt, self._runs(encoder, messages, False))
+        if answer is None:
+            raise DataError(
+                f"the template {self.name} does not write the answer behind the prompt that asks for it",
+                expected="a template whose conversation begins with its own generation prompt",
+                run="yangtuo sft with another --template: " + ", ".join(_KNOWN),
+            )
+        stop = next((number for number, run in enumerate(answer) if run.control in stops), None)
+        if stop is None:
+            answer, stop = [*answer, _Run(self._eos(encoder), "")], len(answer)
+        behind = _encode(encoder, answer, continues=bool(prompt) and prompt[-1].control is None)
+        ids = [token for part in tokens + behind for token in part]
+        num_learned = sum(len(part) for part in behind[: stop + 1])
+        mask = [flag for part in learned for flag in part] + [True] * num_learned
+        return ids, mask + [False] * (len(ids) - len(mask))
+
+    def stop_ids(self, encoder: Encoder) -> list[int]:
+        """Ids at which generation ends: what the template puts behind an answer, and EOS."""
+        return list(self._stop_ids(_controls(encoder)))
+
+    def _learn_earlier(
+        self, encoder: Encoder, runs: tuple[list[_Run], list[_Run]], learned: list[list[bool]], stops: set[int]
+    ) -> None:
+        """Marks the answer that follows the prompt `runs[1]` within the longer prompt `runs[0]`."""
+        whole, before = runs
+        if _rest(before, whole) is None:
+            return  # the template rewrites earlier turns: what it shows there was never asked for
+        number = len(before) - (before[-1].control is None)
+        if number < len(before):
+            spent = _common(_encode(encoder, [before[-1]])[0], _encode(encoder, [whole[number]])[0])
+            learned[number][spent:] = [True] * (len(learned[number]) - spent)
+            number += 1
+        while number < len(whole):
+            learned[number] = [True] * len(learned[number])
+            if whole[number].control in stops:
+                return
+            number += 1
+
+    def _runs(self, encoder: Encoder, messages: Sequence[Message], answering: bool) -> list[_Run]:
+        controls = _controls(encoder)
+        rendered = _render(
+            self.jinja, tuple(message.role for message in messages), answering, controls.bos, controls.eos
+        )
+        return _split(rendered, [message.content for message in messages], controls)
+
+    def _stop_ids(self, controls: _Controls) -> tuple[int, ...]:
+        rendered = _render(self.jinja, ("user", "assistant"), False, controls.bos, controls.eos)
+        behind = _split(rendered[rendered.rindex(_MARK_BEGIN) :], ["", ""], controls)
+        found = [run.control for run in behind if run.control is not None][:1]
+        return tuple(dict.fromkeys(found + ([controls.eos_id] if controls.eos_id is not None else [])))
+
+    def _eos(self, encoder: Encoder) -> int:
+        if encoder.eos_id is None:
+            raise VocabularyError(
+                f"the template {self.name} ends answers with EOS, and this tokenizer has none",
+                expected="a tokenizer with an EOS token",
+            )
+        return encoder.eos_id
+
+
+@dataclass(frozen=True)
+class _Controls:
+    """The control tokens of a tokenizer."""
+
+    ids: dict[str, int]
+    pattern: re.Pattern[str]
+    bos: str
+    eos: str
+    eos_id: int | None
+
+
+_CONTROLS: dict[tuple[str, int | None, int | None], _Controls] = {}
+
+
+def _controls(encoder: Encoder) -> _Controls:
+    key = (encoder.fingerprint, encoder.bos_id, encoder.eos_id)
+    if key not in _CONTROLS:
+        texts = sorted((text for text in encoder.controls if text), key=len, reverse=True)
+        _CONTROLS[key] = _Controls(
+            ids={text: encoder.controls[text] for text in texts},
+            pattern=re.compile("|".join(map(re.escape, texts)) or r"(?!)"),
+            bos="" if encoder.bos_id is None else encoder.pieces[encoder.bos_id],
+            eos="" if encoder.eos_id is None else encoder.pieces[encoder.eos_id],
+            eos_id=encoder.eos_id,
+        )
+    return _CONTROLS[key]
+
+
+@lru_cache(maxsize=1024)
+def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
+    """The conversation with a mark for each message; the marks' blanks show whether the template trims."""
+    messages = [
+        {"role": role, "content": f"{_BLANK}{_MARK_BEGIN}{index}{_MARK_END}{_BLANK}"}
+        for index, role in enumerate(roles)
+    ]
+    return _compile(jinja).render(messages=messages, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
+
+
+@lru_cache(maxsize=32)
+def _compile(jinja: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    try:
+        return environment.from_string(_GENERATION.sub("", jinja))
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(
+            f"the chat template is not valid Jinja: {error.message}", found=f"line {error.lineno}"
+        ) from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise DataError(f"the chat template refuses these messages: {message}")
+
+
+def _split(rendered: str, contents: Sequence[str], controls: _Controls) -> list[_Run]:
+    """Runs of text, and the control tokens that the template itself writes between them."""
+    runs: list[_Run] = []
+    text = ""
+    at = 0
+    for mark in [*_MARK.finditer(rendered), None]:
+        own = rendered[at : mark.start() if mark else len(rendered)]
+        begin = 0
+        for token in controls.pattern.finditer(own):
+            text += own[begin : token.start()]
+            runs += [_Run(None, text)] if text else []
+            runs.append(_Run(controls.ids[token[0]], token[0]))
+            text, begin = "", token.end()
+        text += own[begin:]
+        if mark:
+            content = contents[int(mark[2])]
+            content = content if mark[1] else content.lstrip()
+            text += content if mark[3] else content.rstrip()
+            at = mark.end()
+    return [*runs, _Run(None, text)] if text else runs
+
+
+def _rest(prompt: list[_Run], whole: list[_Run]) -> list[_Run] | None:
+    """The runs of `whole` behind `prompt`, which may end within a run of text; None where `whole` starts otherwise."""
+    if not prompt or whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    last = len(prompt) - 1
+    if prompt[last].control is not None or whole[:last] != prompt[:last] or last >= len(whole):
+        return None
+    if whole[last].control is not None or not whole[last].text.startswith(prompt[last].text):
+        return None
+    return [_Run(None, whole[last].text.removeprefix(prompt[last].text)), *whole[last + 1 :]]
+
+
+def _encode(encoder: Encoder, runs: Sequence[_Run], continues: bool = False) -> list[list[int]]:
+    """Ids of each run; every run has SentencePiece's blank before it, but a first one that `continues` another."""
+    return [
+        [run.control] if run.control is not None else encoder.encode(run.text, prefix=not (continues and number == 0))
+        for number, run in enumerate(runs)
+    ]
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def get_template(name: str, model_directory: Path | None) -> Template:
+    """The template called `name`, one of `TEMPLATES`; `model` is the one that lies in `model_directory`.
+
+    Raises `ConfigError` for an unknown name and `FileError` where the model brings no template.
+    """
+    if name in _KNOWN:
+        return Template(name, _KNOWN[name])
+    if name != "model":
+        near = get_close_matches(name, TEMPLATES, 1)
+        raise ConfigError(
+            f"there is no template {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            expected="one of " + ", ".join(TEMPLATES),
+        )
+    jinja = _own_template(model_directory) if model_directory else None
+    if jinja is None:
+        raise FileError(
+            f"the model {model_directory} brings no chat template",
+            found="no chat_template.jinja, and no chat_template in tokenizer_config.json",
+            expected="one of the named templates: " + ", ".join(_KNOWN),
+            run="the same command with --template alpaca",
+        )
+    return Template("model", jinja)
+
+
+def _own_template(directory: Path) -> str | None:
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    settings = directory / "tokenizer_config.json"
+    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):  # several, by name
+        found = {entry["name"]: entry["template"] for entry in found}.get("default")
+    return found
+
+
+def require_template(template: Template, encoder: Encoder) -> None:
+    """Raises `VocabularyError` where the tokenizer lacks a control token that the template writes."""
+    missing = [token for token in _REQUIRED.get(template.name, ()) if encoder.control_id(token) is None]
+    if "eos_token" in template.jinja and encoder.eos_id is None:
+        missing.append("EOS")
+    if missing:
+        flags = " ".join(f"--add-token '{token}'" for token in missing)
+        raise VocabularyError(
+            f"the template {template.name} needs control tokens that this tokenizer lacks",
+            found="no " + ", no ".join(missing),
+            expected="a tokenizer that has them, or another template",
+            run=f"yangtuo tokenizer merge {flags}, then expand; or --template alpaca",
+        )
