@@ -1,0 +1,119 @@
+"""How text becomes ids and back: SentencePiece's own library, or Hugging Face tokenizers.
+
+Neither engine ever makes a control token out of text: SentencePiece has no such path, the other is told not to. This
+module knows no files.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer
+
+from yangtuo.vocab.sentencepiece_model import CONTROL, UNKNOWN, load_processor
+
+_LOOKS_LIKE_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+class Engine(Protocol):
+    """What an encoder needs of a library."""
+
+    def encode(self, text: str, prefix: bool) -> list[int]:
+        """The ids of `text`."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:
+        """The ids of each text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without control tokens."""
+        ...
+
+
+class SentencePieceEngine:
+    """SentencePiece's processor, with tokens beyond the model's pieces as `added` (id -> text)."""
+
+    def __init__(self, proto: Any, added: Mapping[int, str]) -> None:
+        self._proto = proto
+        self._processor = load_processor(proto)
+        self._num_pieces = len(proto.pieces)
+        self._added = dict(added)
+        self._dropped = {index for index, piece in enumerate(proto.pieces) if piece.type in (CONTROL, UNKNOWN)}
+
+    @cached_property
+    def _unprefixed(self) -> Any:
+        return load_processor(self._proto, prefix=False)
+
+    def encode(self, text: str, prefix: bool) -> list[int]:
+        """The ids of `text`; `prefix` false leaves out the dummy blank."""
+        return list((self._processor if prefix else self._unprefixed).encode(text))
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:
+        """The ids of each text, on SentencePiece's own threads."""
+        threads = num_threads or os.cpu_count() or 1
+        return list(self._processor.encode(list(texts), num_threads=threads)) if texts else []
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; tokens beyond the model's pieces are controls and give nothing."""
+        kept = [int(index) for index in ids if index < self._num_pieces and index not in self._dropped]
+        return str(self._processor.decode(kept)) if kept else ""
+
+
+class FastEngine:
+    """A tokenizer of Hugging Face's library, from the content of its tokenizer.json."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self._content = dict(content)
+        # A control-like token not marked special ("<tool_call>") would be found in a user's text.
+        self._content["added_tokens"] = [
+            {**token, "special": token["special"] or bool(_LOOKS_LIKE_CONTROL.fullmatch(token["content"]))}
+            for token in content["added_tokens"]
+        ]
+        self._tokenizer = _tokenizer(self._content)
+
+    @cached_property
+    def _unprefixed(self) -> Any:
+        content = copy.copy(self._content)
+        content["normalizer"] = _without_prefix(content.get("normalizer"))
+        content["pre_tokenizer"] = _without_prefix(content.get("pre_tokenizer"))
+        return self._tokenizer if content == self._content else _tokenizer(content)
+
+    def encode(self, text: str, prefix: bool) -> list[int]:
+        """The ids of `text`; `prefix` false leaves out the blank that SentencePiece-like tokenizers put first."""
+        return list((self._tokenizer if prefix else self._unprefixed).encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:
+        """The ids of each text, on the library's own threads, however many `num_threads` asks for."""
+        return [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`."""
+        return str(self._tokenizer.decode([int(index) for index in ids], skip_special_tokens=True))
+
+
+def _tokenizer(content: Mapping[str, Any]) -> Any:
+    tokenizer = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _without_prefix(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    if step["type"] == "Prepend":
+        return {"type": "Sequence", "normalizers": []}
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    if step["type"] == "ByteLevel":
+        return {**step, "add_prefix_space": False}
+    if step["type"] == "Sequence":
+        key = "normalizers" if "normalizers" in step else "pretokenizers"
+        return {**step, key: [_without_prefix(one) for one in step[key]]}
+    return step
