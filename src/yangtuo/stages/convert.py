@@ -1,0 +1,73 @@
+"""`yangtuo convert`: published weights become a model directory in Hugging Face's layout.
+
+Reads like its summary: which layout, which config, tensors one by one, the tokenizer, the manifest. It refuses to
+know any layout; `yangtuo.weights` does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from yangtuo import console
+from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
+from yangtuo.config import ConvertConfig
+from yangtuo.errors import FileError, WeightsError
+from yangtuo.vocab.directory import copy_tokenizer
+from yangtuo.vocab.encoding import Encoder, load_encoder
+from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, Checkpoint, write_json, write_weights
+from yangtuo.weights.layouts import open_checkpoint, summarize
+
+
+def run(config: ConvertConfig) -> Artifact:
+    """Writes the model directory `config.output` from the weights at `config.source`."""
+    refuse_existing(config.output)
+    source = open_artifact(config.source, Kind.MODEL)
+    checkpoint = open_checkpoint(source.path)
+    dtype = None if config.dtype == "keep" else getattr(torch, config.dtype)
+    console.note(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
+    with draft(config, Kind.MODEL, {"source": source}) as made:
+        made.hashes.update(write_weights(made.path, checkpoint.tensors, dtype=dtype))
+        encoder = _write_tokenizer(made.path, checkpoint, source.path)
+        _write_config(made.path, checkpoint, dtype, encoder)
+        summary = summarize(made.path)
+        _check_rows(summary["rows"], encoder)
+        made.describe(
+            tokenizer=encoder.fingerprint,
+            vocabulary_size=encoder.vocabulary_size,
+            details={"layout": checkpoint.layout, **summary},
+        )
+    return made.artifact
+
+
+def _write_tokenizer(directory: Path, checkpoint: Checkpoint, source: Path) -> Encoder:
+    if checkpoint.tokenizer is None:
+        raise FileError(
+            f"{source} has no tokenizer, and a model directory is always whole",
+            expected=f"tokenizer.model in {source} or in {source.parent}, or tokenizer.json",
+        )
+    copy_tokenizer(checkpoint.tokenizer, directory)
+    return load_encoder(directory)
+
+
+def _write_config(directory: Path, checkpoint: Checkpoint, dtype: torch.dtype | None, encoder: Encoder) -> None:
+    """Writes config.json and generation_config.json; where the source names no BOS and EOS, the tokenizer does."""
+    control = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
+    values = {**control, **checkpoint.config}
+    if dtype is not None:
+        values.pop("dtype", None)
+        values["torch_dtype"] = str(dtype).removeprefix("torch.")
+    write_json(directory / CONFIG_FILE, values)
+    write_json(directory / GENERATION_FILE, checkpoint.generation or control)
+
+
+def _check_rows(rows: int, encoder: Encoder) -> None:
+    if rows < encoder.vocabulary_size:
+        raise WeightsError(
+            "the tokenizer has more pieces than the embedding has rows",
+            found=f"{encoder.vocabulary_size:,} pieces, {rows:,} rows",
+            expected="the tokenizer that belongs to these weights",
+        )
+    if rows > encoder.vocabulary_size:
+        console.warn(f"the embedding has {rows:,} rows for {encoder.vocabulary_size:,} pieces; the rest stays unused")

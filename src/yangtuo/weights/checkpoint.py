@@ -1,0 +1,117 @@
+"""Published weights in whatever layout, seen as a Hugging Face checkpoint: a config, tensors by name, a tokenizer.
+
+Says which layout a path holds and hands over to the module that knows it. It refuses to know any layout itself, and
+writes nothing but what it is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from yangtuo import console
+from yangtuo.errors import FileError, WeightsError
+from yangtuo.weights.writer import SHARD_SIZE, ShardedWriter, TensorSpec
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+
+class Tensors(Protocol):
+    """Tensors by name, read one at a time; `TensorReader` is one."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def get(self, name: str) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as published, under Hugging Face's names."""
+
+    layout: str
+    tensors: Tensors
+    config: dict[str, Any]
+    """Content of config.json."""
+    tokenizer: Path | None
+    """Directory or file that the tokenizer is read from."""
+    generation: dict[str, Any] = field(default_factory=dict)
+    """Content of generation_config.json."""
+
+
+def write_weights(
+    directory: Path,
+    tensors: Tensors,
+    *,
+    dtype: torch.dtype | None = None,
+    shard_size: int = SHARD_SIZE,
+    description: str = "writing weights",
+) -> dict[str, str]:
+    """Writes all tensors as safetensors, floating ones as `dtype` where given; returns SHA-256 by file name.
+
+    Raises `WeightsError` where a value does not fit into `dtype`.
+    """
+    plan = {}
+    for name in tensors.names():
+        kept = tensors.dtype(name)
+        plan[name] = TensorSpec(tensors.shape(name), dtype if dtype and kept.is_floating_point else kept)
+    total = sum(spec.num_bytes for spec in plan.values())
+    with (
+        ShardedWriter(directory, shard_size, plan=plan) as writer,
+        console.progress(description, total, "bytes") as bar,
+    ):
+        for name, spec in plan.items():
+            writer.add(name, cast(name, tensors.get(name), spec.dtype))
+            bar.advance(spec.num_bytes)
+        return writer.close()
+
+
+def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor as `dtype`; raises `WeightsError` where finite values would become infinite."""
+    if tensor.dtype == dtype:
+        return tensor
+    result = tensor.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(tensor.dtype).max and not all_finite(result) and all_finite(tensor):
+        raise WeightsError(
+            f"{name} holds values that {dtype} cannot",
+            found=f"largest magnitude {float(tensor.abs().max()):.6g}",
+            expected=f"at most {torch.finfo(dtype).max:.6g}; choose --dtype bfloat16 or float32",
+        )
+    return result
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    least, greatest = torch.aminmax(tensor)  # NaN passes through; several times faster than isfinite().all()
+    return bool(torch.isfinite(least) and torch.isfinite(greatest))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `FileError` where it is missing or malformed."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise FileError(f"{path} is not JSON", found=str(error)) from error
+    if not isinstance(values, dict):
+        raise FileError(f"{path} is no JSON object", found=type(values).__name__)
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object as Hugging Face's libraries do."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

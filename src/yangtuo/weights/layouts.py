@@ -1,0 +1,106 @@
+"""Which layout published weights are in, and how each is opened; what a model directory holds, in figures.
+
+Only headers are read here, never values. It refuses to know how a layout stores its tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yangtuo.errors import FileError
+from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, HEAD, Checkpoint, Tensors, read_json
+from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
+from yangtuo.weights.reader import open_tensors
+
+# Buffers that old checkpoints carry and every reader computes anew.
+_BUFFERS = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)")
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+class _WithoutBuffers:
+    """A Hugging Face checkpoint's tensors, without buffers and without the copy of a tied head."""
+
+    def __init__(self, path: Path, tied: bool) -> None:
+        self._reader = open_tensors(path)
+        self._names = [
+            name for name in self._reader.names() if not _BUFFERS.fullmatch(name) and not (tied and name == HEAD)
+        ]
+        self.shape, self.dtype, self.get = self._reader.shape, self._reader.dtype, self._reader.get
+
+    def names(self) -> list[str]:
+        """Names of all parameters."""
+        return self._names
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens weights in Meta's or Hugging Face's layout; raises `FileError` where it is neither."""
+    if is_meta(path):
+        tensors = MetaTensors(path)
+        return Checkpoint("Meta", tensors, tensors.config(), tokenizer_file(path))
+    if path.is_dir() and (path / CONFIG_FILE).is_file():
+        return _open_hugging_face(path)
+    raise FileError(
+        f"{path} holds no weights in a known layout",
+        found=_listing(path),
+        expected="params.json and consolidated.*.pth (Meta), config.json and weights (Hugging Face), or a .gguf file",
+    )
+
+
+def _open_hugging_face(path: Path) -> Checkpoint:
+    config = read_json(path / CONFIG_FILE)
+    generation = path / GENERATION_FILE
+    return Checkpoint(
+        "Hugging Face",
+        _WithoutBuffers(path, bool(config.get("tie_word_embeddings"))),
+        config,
+        path if any((path / name).is_file() for name in _TOKENIZER_FILES) else None,
+        read_json(generation) if generation.is_file() else {},
+    )
+
+
+def summarize(path: Path) -> dict[str, Any]:
+    """Figures of a model directory: architecture, rows, tied, dtype, parameters, layers."""
+    config = read_json(path / CONFIG_FILE)
+    with open_tensors(path) as reader:
+        names = reader.names()
+        dtypes = Counter[torch.dtype]()
+        for name in names:
+            dtypes[reader.dtype(name)] += math.prod(reader.shape(name))
+        return {
+            "architecture": (config.get("architectures") or ["unknown"])[0],
+            "rows": num_rows(reader, config),
+            "tied": HEAD not in reader,
+            "dtype": str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
+            "parameters": dtypes.total(),
+            "layers": config.get("num_hidden_layers"),
+        }
+
+
+def num_rows(tensors: Tensors, config: dict[str, Any]) -> int:
+    """Rows of the embedding, or what config.json says where it is called otherwise."""
+    if EMBEDDING in tensors.names():
+        return tensors.shape(EMBEDDING)[0]
+    return int(config.get("vocab_size", 0))
+
+
+def linear_layers(path: Path) -> list[str]:
+    """Kinds of linear layers inside the blocks, which LoRA can be put on: `q_proj`, `k_proj` …"""
+    with open_tensors(path) as reader:
+        kinds = [
+            name.split(".")[-2]
+            for name in reader.names()
+            if re.search(r"\.\d+\.", name) and name.endswith(".weight") and len(reader.shape(name)) == 2
+        ]
+    return list(dict.fromkeys(kinds))
+
+
+def _listing(path: Path) -> str:
+    if path.is_file():
+        return f"a file {path.name}"
+    return ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "an empty directory"
