@@ -73,7 +73,7 @@ def pico_tokenizer(pico_sentencepiece: bytes, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def pico_model(pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untied Llama of 2 layers, hidden 32, 4 heads over 2 key-value heads, float32, with its tokenizer; read-only."""
+    """An untied Llama of 2 layers, hidden 32, 4 query and 2 key-value heads, with its tokenizer; read-only."""
     return write_pico_model(tmp_path_factory.mktemp("pico") / "model", pico_tokenizer, tied=False)
 
 

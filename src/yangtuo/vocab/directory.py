@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ TOKENIZER_FILES = (
 
 # AutoTokenizer rebuilds the pipeline of its Llama class and drops ours; this class takes tokenizer.json as it is.
 _VERBATIM_CLASS = "PreTrainedTokenizerFast"
+# Keys that repeat what tokenizer.json says, or select another pipeline.
+_STALE_SETTINGS = {"added_tokens_decoder", "auto_map", "legacy", "use_fast", "backend", "sp_model_kwargs"}
 
 
 def write_sentencepiece(
@@ -40,27 +42,30 @@ def write_sentencepiece(
     *,
     settings: Mapping[str, Any] | None = None,
     pad_token: str | None = None,
+    controls: Sequence[str] = (),
 ) -> None:
     """Writes tokenizer.model, tokenizer.json and tokenizer_config.json, alike in ids, into `directory`.
 
-    `settings` are further keys of tokenizer_config.json, such as another eos_token or model_max_length.
+    `settings` are further keys of tokenizer_config.json, such as another eos_token or model_max_length; `controls`
+    are pieces that other tools shall treat as control tokens though the model has them as normal ones.
     """
     proto = parse_model(proto_bytes, MODEL_FILE)
     assert is_bpe(proto), "only SentencePiece BPE models have a tokenizer.json with the same ids"
     directory.mkdir(parents=True, exist_ok=True)
     (directory / MODEL_FILE).write_bytes(proto_bytes)
-    (directory / FAST_FILE).write_text(fast_tokenizer_json(proto), encoding="utf-8")
+    (directory / FAST_FILE).write_text(fast_tokenizer_json(proto, controls), encoding="utf-8")
     spec = proto.trainer_spec
     names = {"unk_token": spec.unk_id, "bos_token": spec.bos_id, "eos_token": spec.eos_id, "pad_token": spec.pad_id}
     special = {name: proto.pieces[index].piece for name, index in names.items() if index >= 0}
+    kept = {name: value for name, value in (settings or {}).items() if name not in _STALE_SETTINGS}
     config = {
         "add_bos_token": spec.bos_id >= 0,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 1_000_000_000_000,
         **special,
+        **kept,
         **({"pad_token": pad_token} if pad_token else {}),
-        **(settings or {}),
         "tokenizer_class": _VERBATIM_CLASS,
     }
     _write_json(directory / CONFIG_FILE, config)

@@ -66,6 +66,10 @@ class Encoder:
         """The text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
         return self.engine.decode(ids)
 
+    def split_piece(self, piece: str) -> list[int]:
+        """The ids that this tokenizer makes of a foreign piece's text, without any blank put before it."""
+        return self.engine.split(piece)
+
 
 def load_encoder(path: str | Path) -> Encoder:
     """Reads the tokenizer directory, tokenizer.model or tokenizer.json at `path`; raises `FileError` where none is."""

@@ -36,6 +36,10 @@ class Engine(Protocol):
         """The text of `ids`, without control tokens."""
         ...
 
+    def split(self, piece: str) -> list[int]:
+        """The ids that merges alone make of a piece's text, written as in the tokenizer's file."""
+        ...
+
 
 class SentencePieceEngine:
     """SentencePiece's processor, with tokens beyond the model's pieces as `added` (id -> text)."""
@@ -65,6 +69,10 @@ class SentencePieceEngine:
         kept = [int(index) for index in ids if index < self._num_pieces and index not in self._dropped]
         return str(self._processor.decode(kept)) if kept else ""
 
+    def split(self, piece: str) -> list[int]:
+        """The ids of `piece`; its U+2581 counts as a blank, and none is put before it."""
+        return list(self._unprefixed.encode(piece))
+
 
 class FastEngine:
     """A tokenizer of Hugging Face's library, from the content of its tokenizer.json."""
@@ -89,13 +97,17 @@ class FastEngine:
         """The ids of `text`; `prefix` false leaves out the blank that SentencePiece-like tokenizers put first."""
         return list((self._tokenizer if prefix else self._unprefixed).encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:  # noqa: ARG002
         """The ids of each text, on the library's own threads, however many `num_threads` asks for."""
         return [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
         return str(self._tokenizer.decode([int(index) for index in ids], skip_special_tokens=True))
+
+    def split(self, piece: str) -> list[int]:
+        """The ids of `piece`, past normaliser and pre-tokenizer."""
+        return [token.id for token in self._tokenizer.model.tokenize(piece)]
 
 
 def _tokenizer(content: Mapping[str, Any]) -> Any:

@@ -6,12 +6,13 @@ The format is sentencepiece_model.proto of google/sentencepiece. This module kno
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
 from yangtuo.errors import FileError, VocabularyError
@@ -86,15 +87,19 @@ def is_bpe(proto: Any) -> bool:
     return bool(proto.trainer_spec.model_type == _BPE)
 
 
-def fast_tokenizer_json(proto: Any) -> str:
+def fast_tokenizer_json(proto: Any, controls: Sequence[str] = ()) -> str:
     """The text of a `tokenizer.json` that gives the ids of the BPE model `proto` on every text.
+
+    `controls` are normal pieces to list as special tokens beside those that `proto` marks.
 
     Three things are unlike the common conversion: the dummy blank is put before a text that starts with a blank too,
     runs of blanks are merged from the left as SentencePiece does, and only normal pieces take part in merges.
     """
     vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     special = [
-        (index, piece) for index, piece in enumerate(proto.pieces) if piece.type in (UNKNOWN, CONTROL, USER_DEFINED)
+        (index, piece)
+        for index, piece in enumerate(proto.pieces)
+        if piece.type in (UNKNOWN, CONTROL, USER_DEFINED) or piece.piece in controls
     ]
     bos = proto.trainer_spec.bos_id
     content: dict[str, Any] = {

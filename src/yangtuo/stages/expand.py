@@ -1,0 +1,98 @@
+"""`yangtuo expand`: grows a model's embedding and head to a tokenizer's pieces.
+
+Reads like its summary: the model and its tokenizer, the new tokenizer, a source for every new row, the grown model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yangtuo import console
+from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
+from yangtuo.config import ExpandConfig
+from yangtuo.errors import LineageError, WeightsError
+from yangtuo.vocab.directory import copy_tokenizer, read_settings
+from yangtuo.vocab.encoding import Encoder, load_encoder
+from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
+from yangtuo.weights.embedding import GrownTensors, NewRows
+from yangtuo.weights.layouts import open_checkpoint
+
+_TEMPLATE = "chat_template.jinja"
+
+
+def run(config: ExpandConfig) -> Artifact:
+    """Writes the grown model into `config.output`."""
+    refuse_existing(config.output)
+    model = open_artifact(config.model, Kind.MODEL)
+    tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
+    old, new = load_encoder(model.path), load_encoder(tokenizer.path)
+    checkpoint = open_checkpoint(model.path)
+    num_kept = _kept_rows(config, checkpoint, old, new)
+    rows = NewRows(
+        num_kept, [_sources(old, new, index) for index in range(num_kept, len(new.pieces))], config.init, config.seed
+    )
+    with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer}) as made:
+        made.hashes.update(write_weights(made.path, GrownTensors(checkpoint.tensors, rows), description="growing"))
+        _copy_tokenizer(model.path, tokenizer.path, made.path)
+        _write_config(made.path, checkpoint, new)
+        made.describe(
+            tokenizer=new.fingerprint,
+            vocabulary_size=new.vocabulary_size,
+            details={
+                "vocabulary_size": new.vocabulary_size,
+                "base_vocabulary_size": old.vocabulary_size,
+                "new_rows": len(rows.sources),
+                "tied": bool(checkpoint.config.get("tie_word_embeddings")),
+            },
+        )
+    console.note(f"{num_kept:,} rows kept, {len(rows.sources):,} new: {rows.num_rows:,} rows for as many pieces")
+    return made.artifact
+
+
+def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:
+    """The number of rows that keep their place; raises where tokenizer and model do not belong together."""
+    if EMBEDDING not in checkpoint.tensors.names():
+        raise WeightsError(f"{config.model} has no embedding under the name {EMBEDDING}", expected="a Llama-like model")
+    differing = [index for index, (one, other) in enumerate(zip(old.pieces, new.pieces, strict=False)) if one != other]
+    if differing or new.vocabulary_size < old.vocabulary_size:
+        found = (
+            f"id {differing[0]} is {old.pieces[differing[0]]!r} in the model and {new.pieces[differing[0]]!r} in the "
+            f"tokenizer; {len(differing):,} ids differ"
+            if differing
+            else f"{new.vocabulary_size:,} pieces, the model has {old.vocabulary_size:,}"
+        )
+        raise LineageError(
+            f"the tokenizer {config.tokenizer} does not extend that of {config.model}",
+            found=found,
+            expected="a tokenizer whose first ids are the model's",
+            run=f"yangtuo tokenizer merge --base {config.model} --pieces PIECES --output TOKENIZER",
+        )
+    return min(old.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[0])
+
+
+def _sources(old: Encoder, new: Encoder, index: int) -> list[int]:
+    """The ids that the model has used for the piece so far; none for a control token."""
+    piece = new.pieces[index]
+    return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < old.vocabulary_size]
+
+
+def _copy_tokenizer(model: Path, tokenizer: Path, destination: Path) -> None:
+    copied = copy_tokenizer(tokenizer, destination)
+    if _TEMPLATE not in copied and (model / _TEMPLATE).is_file():
+        (destination / _TEMPLATE).write_bytes((model / _TEMPLATE).read_bytes())
+
+
+def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder) -> None:
+    """config.json and generation_config.json; stop ids stay the model's, for old ids do not move."""
+    pad = read_settings(directory).get("pad_token")
+    text = pad.get("content") if isinstance(pad, dict) else pad
+    pad_id = encoder.pieces.index(text) if text in encoder.pieces else None
+    special = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
+    known = {name: value for name, value in checkpoint.config.items() if value is not None}
+    config = {**checkpoint.config, **special, **{k: known[k] for k in special if k in known}}
+    config["vocab_size"] = encoder.vocabulary_size
+    generation = {**special, **checkpoint.generation}
+    if pad_id is not None:
+        config["pad_token_id"] = generation["pad_token_id"] = pad_id
+    write_json(directory / CONFIG_FILE, config)
+    write_json(directory / GENERATION_FILE, generation)

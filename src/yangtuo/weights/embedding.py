@@ -1,0 +1,102 @@
+"""Growing the rows of embedding and head: where new rows start, and a model's tensors with those rows in place.
+
+A new row is described by the ids of the old rows that the base would have used in its stead. This module knows ids,
+not pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+
+Init = Literal["subtoken-mean", "mean", "random"]
+_CHUNK = 2048  # rows handled at once, to bound float32 copies
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """How many old rows stay and what each new row is made of."""
+
+    num_kept: int
+    """Old rows that keep their place; rows beyond (padding of the vocabulary) are dropped."""
+    sources: Sequence[Sequence[int]]
+    """For each new row, the old rows it stands for; empty where there are none."""
+    init: Init
+    seed: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows after growing."""
+        return self.num_kept + len(self.sources)
+
+
+def grow(old: torch.Tensor, rows: NewRows) -> torch.Tensor:
+    """The matrix `old` (rows, hidden) with `rows.num_rows` rows, in its dtype; kept rows are bit for bit the same.
+
+    subtoken-mean is the mean of the sources (Gee et al. 2022, Fast Vocabulary Transfer), mean that of all kept rows
+    (Hewitt 2021), random is normal with the mean and deviation of the kept rows' entries.
+    """
+    assert old.dim() == 2 and rows.num_kept <= old.shape[0], (old.shape, rows.num_kept)
+    grown = torch.empty(rows.num_rows, old.shape[1], dtype=old.dtype)
+    grown[: rows.num_kept] = old[: rows.num_kept]
+    mean = _mean_row(old, rows.num_kept)
+    if rows.init == "random":
+        _fill_random(grown, rows)
+        return grown
+    grown[rows.num_kept :] = mean.to(old.dtype)
+    if rows.init == "subtoken-mean":
+        for start in range(0, len(rows.sources), _CHUNK):
+            _fill_means(grown, old, rows, start)
+    return grown
+
+
+def _mean_row(old: torch.Tensor, num_kept: int) -> torch.Tensor:
+    total = torch.zeros(old.shape[1], dtype=torch.float64)
+    for start in range(0, num_kept, _CHUNK):
+        total += old[start : min(start + _CHUNK, num_kept)].double().sum(dim=0)
+    return total / num_kept
+
+
+def _fill_means(grown: torch.Tensor, old: torch.Tensor, rows: NewRows, start: int) -> None:
+    for offset, source in enumerate(rows.sources[start : start + _CHUNK], start):
+        if source:
+            grown[rows.num_kept + offset] = old[list(source)].float().mean(dim=0).to(old.dtype)
+
+
+def _fill_random(grown: torch.Tensor, rows: NewRows) -> None:
+    kept = grown[: rows.num_kept]
+    sample = kept[:: max(rows.num_kept // _CHUNK, 1)].float()
+    generator = torch.Generator().manual_seed(rows.seed)
+    noise = torch.randn(len(rows.sources), grown.shape[1], generator=generator)
+    grown[rows.num_kept :] = (noise * sample.std() + sample.mean()).to(grown.dtype)
+
+
+class GrownTensors:
+    """A model's tensors, one at a time, with embedding and head grown."""
+
+    def __init__(self, tensors: Tensors, rows: NewRows) -> None:
+        self._tensors = tensors
+        self._rows = rows
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return self._tensors.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor after growing."""
+        shape = self._tensors.shape(name)
+        return (self._rows.num_rows, shape[1]) if name in (EMBEDDING, HEAD) else shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Number format, which stays."""
+        return self._tensors.dtype(name)
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor, grown where it has a row for each piece."""
+        tensor = self._tensors.get(name)
+        return grow(tensor, self._rows) if name in (EMBEDDING, HEAD) else tensor
