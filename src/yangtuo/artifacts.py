@@ -50,6 +50,8 @@ class Parent:
 
     path: str
     fingerprint: str
+    lineage: str | None = None
+    """What determined a merged parent before it was made, see `yangtuo.lineage`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,11 @@ class Artifact:
     def fingerprint(self) -> str:
         """The manifest's fingerprint, or one taken from the files of a foreign artifact."""
         return self.manifest.fingerprint if self.manifest else content_fingerprint(self.path)
+
+    @property
+    def lineage(self) -> str | None:
+        """Base and adapters that a merged model was made of, as one fingerprint; None for all other artifacts."""
+        return self.manifest.details.get("lineage") if self.manifest else None
 
     def result(self) -> dict[str, Any]:
         """What `--json` prints: path, kind, fingerprint and the stage's details."""
@@ -298,9 +305,7 @@ def refuse_existing(output: Path) -> None:
         )
 
 
-def _finish(
-    made: Draft, config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], step: str
-) -> Artifact:
+def _finish(made: Draft, config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], step: str) -> Artifact:
     names = list_files(made.path)
     with ThreadPoolExecutor() as pool:
         hashes = pool.map(lambda name: made.hashes.get(name) or hash_file(made.path / name), names)
@@ -310,7 +315,7 @@ def _finish(
         stage=config.verb,
         step=step,
         config=config.to_dict(),
-        parents={role: Parent(str(parent.path), parent.fingerprint) for role, parent in parents.items()},
+        parents={role: Parent(str(p.path), p.fingerprint, p.lineage) for role, p in parents.items()},
         files=files,
         **made._described,
     )
@@ -352,5 +357,3 @@ def _existing_parent(path: Path) -> Path:
 def _digest(value: Sequence[Any]) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-

@@ -1,0 +1,137 @@
+"""`yangtuo merge`: adapters are folded into their base, in order, and a whole model is written.
+
+Everything that can be wrong is checked first: lineage by fingerprint, for foreign adapters vocabularies, names, shapes
+and finite numbers, and room on the disk. It refuses to know the arithmetic; `yangtuo.weights.merging` does.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yangtuo import console
+from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
+from yangtuo.config import MergeConfig, parse_size
+from yangtuo.errors import FileError, LineageError, UserError, raise_all
+from yangtuo.lineage import check_chain, merged_lineage
+from yangtuo.vocab.directory import copy_tokenizer
+from yangtuo.vocab.encoding import Encoder, load_encoder
+from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
+from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, write_json, write_weights
+from yangtuo.weights.layouts import open_checkpoint, summarize
+from yangtuo.weights.merging import MergedTensors
+
+_SCRATCH = ".adapters"
+
+
+def run(config: MergeConfig) -> Artifact:
+    """Writes the model directory `config.output`: `config.base` with every adapter folded in."""
+    refuse_existing(config.output)
+    shard_size = parse_size(config.shard_size)
+    base = open_artifact(config.base, Kind.MODEL)
+    sources = [open_artifact(reference, Kind.ADAPTER) for reference in config.adapter]
+    raise_all(check_chain(base, sources))
+    checkpoint = open_checkpoint(base.path)
+    if checkpoint.layout != "Hugging Face" or checkpoint.tokenizer is None:
+        raise FileError(
+            f"{base.path} is not a whole model directory",
+            found=f"{checkpoint.layout} layout, {'a' if checkpoint.tokenizer else 'no'} tokenizer",
+            expected="config.json, safetensors and a tokenizer",
+            run=f"yangtuo convert --source {config.base} --output NAME",
+        )
+    roles = {f"adapter-{number}" if number > 1 else "adapter": source for number, source in enumerate(sources, 1)}
+    with draft(config, Kind.MODEL, {"base": base, **roles}) as made:
+        adapters = _open_adapters(sources, made.path / _SCRATCH)
+        raise_all([error for adapter in adapters for error in non_finite(adapter)])
+        tensors = MergedTensors(
+            checkpoint.tensors,
+            bool(checkpoint.config.get("tie_word_embeddings")),
+            adapters,
+            None if config.dtype == "keep" else getattr(torch, config.dtype),
+        )
+        encoder = _tokenizer_of_result(base, adapters, tensors)
+        made.hashes.update(write_weights(made.path, tensors, shard_size=shard_size, description="merging"))
+        _write_files(made.path, base, adapters, checkpoint.config, tensors)
+        shutil.rmtree(made.path / _SCRATCH, ignore_errors=True)
+        made.describe(
+            tokenizer=encoder.fingerprint,
+            vocabulary_size=encoder.vocabulary_size,
+            template=next((m.template for m in _manifests(base, sources) if m.template), None),
+            details={
+                "lineage": merged_lineage(base, sources),
+                "adapters": len(adapters),
+                "merged_tensors": tensors.num_changed,
+                **summarize(made.path),
+            },
+        )
+    return made.artifact
+
+
+def _manifests(base: Artifact, sources: Sequence[Artifact]) -> list[Any]:
+    return [artifact.manifest for artifact in (*reversed(sources), base) if artifact.manifest]
+
+
+def _open_adapters(sources: Sequence[Artifact], scratch: Path) -> list[Adapter]:
+    """Opens all adapters; all that cannot be opened are reported at once."""
+    adapters, errors = [], list[UserError]()
+    for number, source in enumerate(sources):
+        try:
+            adapters.append(open_adapter(source.path, str(source.path), scratch / str(number)))
+        except UserError as error:
+            errors.append(error)
+    raise_all(errors)
+    return adapters
+
+
+def _tokenizer_of_result(base: Artifact, adapters: Sequence[Adapter], tensors: MergedTensors) -> Encoder:
+    """The last adapter's tokenizer; raises `LineageError` where ids move or pieces and rows do not match."""
+    encoder, owner = load_encoder(base.path), str(base.path)
+    errors: list[UserError] = []
+    for adapter in adapters:
+        if adapter.tokenizer is None:
+            continue
+        theirs = load_encoder(adapter.tokenizer)
+        moved = [piece for piece, other in zip(encoder.pieces, theirs.pieces, strict=False) if piece != other]
+        if moved or theirs.vocabulary_size < encoder.vocabulary_size:
+            errors.append(
+                LineageError(
+                    f"the tokenizer of {adapter.name} does not continue that of {owner}",
+                    found=f"{theirs.vocabulary_size:,} pieces after {encoder.vocabulary_size:,}, {len(moved):,} moved",
+                    expected="the same ids for all earlier pieces: adapters in the order of their training",
+                )
+            )
+        encoder, owner = theirs, adapter.name
+    rows = tensors.num_rows
+    if rows < encoder.vocabulary_size:
+        errors.append(
+            LineageError(
+                f"the tokenizer of {owner} has more pieces than the merged embedding has rows",
+                found=f"{encoder.vocabulary_size:,} pieces, {rows:,} rows",
+                expected="an adapter that trained rows for all its pieces, or an expanded base",
+                run=f"yangtuo expand --model {base.path} --tokenizer {owner} --output NAME",
+            )
+        )
+    raise_all(errors)
+    if rows > encoder.vocabulary_size:
+        console.warn(f"the embedding has {rows:,} rows for {encoder.vocabulary_size:,} pieces")
+    return encoder
+
+
+def _write_files(
+    directory: Path, base: Artifact, adapters: Sequence[Adapter], config: Mapping[str, Any], tensors: MergedTensors
+) -> None:
+    """The base's config with what the merge changed; tokenizer, template and stop ids of the last that brings them."""
+    values = {**config, "vocab_size": tensors.num_rows, "tie_word_embeddings": tensors.tied}
+    values.pop("dtype", None)
+    values["torch_dtype"] = str(tensors.dtype(tensors.names()[0])).removeprefix("torch.")
+    write_json(directory / CONFIG_FILE, values)
+    if (base.path / GENERATION_FILE).is_file():
+        shutil.copyfile(base.path / GENERATION_FILE, directory / GENERATION_FILE)
+    copy_tokenizer(base.path, directory)
+    for adapter in adapters:
+        if adapter.tokenizer is not None:
+            copy_tokenizer(adapter.path, directory)

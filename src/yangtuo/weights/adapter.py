@@ -1,0 +1,275 @@
+"""Adapters as PEFT writes them, read as updates to named tensors: what is replaced, and what low-rank product is added.
+
+Reads a PEFT directory (`adapter_config.json`, `adapter_model.safetensors` or `.bin`, opened weights-only) or a zip of
+one. It refuses to know the base: whether an update fits is the business of `yangtuo.weights.merging`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import stat
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from yangtuo.errors import FileError, OutputError, UserError, WeightsError, raise_all
+from yangtuo.weights.checkpoint import all_finite, read_json
+from yangtuo.weights.reader import TensorReader, open_tensors
+
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Replace:
+    """A trained tensor stands in for the base's; `is_base` where it only repeats the (resized) base under LoRA."""
+
+    key: str
+    is_base: bool = False
+
+
+@dataclass(frozen=True)
+class ReplaceRows:
+    """Trained rows stand in for some rows of the base's."""
+
+    key: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """B @ A times the scaling is added; with a magnitude, every output is then rescaled to it (DoRA)."""
+
+    a: str
+    b: str
+    scaling: float
+    transposed: bool
+    """The stored weight is (in, out), as in embeddings and fan-in-fan-out layers."""
+    magnitude: str | None = None
+
+
+@dataclass(frozen=True)
+class Add:
+    """A vector times the scaling is added: LoRA's own bias."""
+
+    key: str
+    scaling: float
+
+
+Update = Replace | ReplaceRows | LowRank | Add
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's tensors, and what they do to which tensor of the base."""
+
+    name: str
+    path: Path
+    tensors: TensorReader
+    updates: dict[str, list[Update]]
+    ties_embeddings: bool
+    """Whether what is trained of the embedding holds for a tied head too."""
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The adapter's own tokenizer, where it brings one."""
+        files = ("tokenizer.model", "tokenizer.json")
+        return self.path if any((self.path / file).is_file() for file in files) else None
+
+
+# Variants that compute what no single weight can hold, or whose initialisation has changed the base itself.
+_UNMERGEABLE = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+)
+_BASE_KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal")
+
+_NAME = r"(?:\.(?!weight$|bias$)\w+)?"  # the adapter's name inside PEFT, which old versions wrote out
+_KEYS = {
+    role: re.compile(rf"(?:base_model\.model\.)?(?P<module>.+?)\.{pattern}")
+    for role, pattern in {
+        "skip": r"original_module\..+",
+        "lora_A": rf"lora_A{_NAME}\.weight",
+        "lora_B": rf"lora_B{_NAME}\.weight",
+        "lora_B_bias": rf"lora_B{_NAME}\.bias",
+        "embedding_A": rf"lora_embedding_A{_NAME}",
+        "embedding_B": rf"lora_embedding_B{_NAME}",
+        "magnitude": rf"lora_magnitude_vector{_NAME}(?:\.weight)?",
+        "rows": rf"(?:token_adapter\.)?trainable_tokens_delta{_NAME}",
+        "base": r"base_layer\.(?P<kind>weight|bias)",
+        "saved": rf"(?:modules_to_save{_NAME}\.)?(?P<kind>weight|bias)",
+    }.items()
+}
+
+
+def open_adapter(path: Path, name: str, scratch: Path) -> Adapter:
+    """Opens a PEFT directory or a zip of one, which is unpacked below `scratch`.
+
+    Raises `FileError` where files are missing, `WeightsError` for kinds of adapters that cannot be merged, with all
+    problems at once.
+    """
+    if path.is_file():
+        path = _unpack(path, scratch)
+    if not (path / CONFIG_FILE).is_file():
+        raise FileError(
+            f"{name} is no adapter",
+            found=", ".join(sorted(file.name for file in path.iterdir())[:8]) if path.is_dir() else "nothing",
+            expected=f"a directory with {CONFIG_FILE} and adapter_model.safetensors (or .bin), or a zip of one",
+        )
+    config = read_json(path / CONFIG_FILE)
+    raise_all(_unmergeable(config, name))
+    tensors = open_tensors(path)
+    updates = _read_updates(tensors, config, name)
+    return Adapter(name, path, tensors, updates, bool(config.get("ensure_weight_tying")))
+
+
+def non_finite(adapter: Adapter) -> list[UserError]:
+    """One error a tensor that holds NaN or infinity; reads the whole adapter."""
+    broken = [key for key in adapter.tensors.names() if not all_finite(adapter.tensors.get(key))]
+    return [
+        WeightsError(
+            f"{adapter.name}: {key} holds NaN or infinity",
+            expected="finite numbers; the training run diverged, or the file is damaged",
+        )
+        for key in broken
+    ]
+
+
+def _unmergeable(config: Mapping[str, Any], name: str) -> list[UserError]:
+    errors: list[UserError] = []
+    if config.get("peft_type") != "LORA":
+        errors.append(WeightsError(f"{name} cannot be merged", found=str(config.get("peft_type")), expected="LORA"))
+    for option in _UNMERGEABLE:
+        if config.get(option):
+            errors.append(WeightsError(f"{name} cannot be merged: {option} is set", expected="an adapter without it"))
+    init = config.get("init_lora_weights", True)
+    if init not in _BASE_KEEPING_INITS:
+        errors.append(
+            WeightsError(
+                f"{name} belongs to a base that its initialisation has changed",
+                found=f"init_lora_weights: {init}",
+                expected="plain LoRA, as save_pretrained(path_initial_model_for_weight_conversion=…) of PEFT writes",
+            )
+        )
+    return errors
+
+
+def _read_updates(tensors: TensorReader, config: Mapping[str, Any], name: str) -> dict[str, list[Update]]:
+    parts: dict[str, dict[str, str]] = {}
+    unknown = []
+    for key in tensors.names():
+        matches = [(role, match) for role, pattern in _KEYS.items() if (match := pattern.fullmatch(key))]
+        if not matches:
+            unknown.append(key)
+        elif matches[0][0] != "skip":
+            role, match = matches[0]
+            form = match.groupdict().get("kind")
+            parts.setdefault(match["module"], {})[f"{role}_{form}" if form else role] = key
+    errors: list[UserError] = []
+    if unknown:
+        errors.append(WeightsError(f"{name} holds tensors of no known kind", found=", ".join(unknown[:6])))
+    updates: dict[str, list[Update]] = {}
+    for module, found in parts.items():
+        for kind in ("weight", "bias"):
+            for role in ("base", "saved"):
+                if trained := found.get(f"{role}_{kind}"):
+                    updates.setdefault(f"{module}.{kind}", []).append(Replace(trained, is_base=role == "base"))
+        if "rows" in found:
+            updates.setdefault(f"{module}.weight", []).append(ReplaceRows(found["rows"], _rows(module, config)))
+        errors.extend(_add_low_rank(updates, module, found, tensors, config, name))
+    if not parts:
+        errors.append(WeightsError(f"{name} holds no trained tensors"))
+    raise_all(errors)
+    return updates
+
+
+def _add_low_rank(
+    updates: dict[str, list[Update]],
+    module: str,
+    found: Mapping[str, str],
+    tensors: TensorReader,
+    config: Mapping[str, Any],
+    name: str,
+) -> list[UserError]:
+    embedding = "embedding_A" in found or "embedding_B" in found
+    a, b = (
+        (found.get("embedding_A"), found.get("embedding_B"))
+        if embedding
+        else (found.get("lora_A"), found.get("lora_B"))
+    )
+    magnitude = found.get("magnitude")
+    if a is None and b is None and magnitude is None and "lora_B_bias" not in found:
+        return []
+    if a is None or b is None:
+        return [WeightsError(f"{name}: {module} has half a LoRA pair", found=", ".join(found.values()))]
+    rank = tensors.shape(a)[0]
+    expected = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", rank)))
+    problems = []
+    if tensors.shape(b)[1] != rank or expected != rank:
+        problems.append(f"{module} has rank {rank} in A and {tensors.shape(b)[1]} in B, {expected} in {CONFIG_FILE}")
+    if bool(config.get("use_dora")) != (magnitude is not None):
+        problems.append(f"{module} has {'a' if magnitude else 'no'} magnitude, use_dora is {config.get('use_dora')}")
+    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    transposed = embedding or bool(config.get("fan_in_fan_out"))
+    updates.setdefault(f"{module}.weight", []).append(LowRank(a, b, scaling, transposed, magnitude))
+    if key := found.get("lora_B_bias"):
+        updates.setdefault(f"{module}.bias", []).append(Add(key, scaling))
+    return [WeightsError(f"{name}: {problem}") for problem in problems]
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern names the end of a module's path, as a regular expression; the first match counts."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _rows(module: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+    indices: Sequence[int] | Mapping[str, Sequence[int]] = config.get("trainable_token_indices") or ()
+    if isinstance(indices, Mapping):
+        indices = next((rows for name, rows in indices.items() if re.match(rf"(.*\.)?{name}$", module)), ())
+    return tuple(int(row) for row in indices)
+
+
+def _unpack(path: Path, scratch: Path) -> Path:
+    """Unpacks an adapter's zip below `scratch` and returns the directory that holds its config."""
+    target = scratch / path.stem
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            climbing = [member.filename for member in members if _climbs(member)]
+            if climbing:
+                raise FileError(
+                    f"{path} would write outside its directory", found=climbing[0], expected="plain relative names"
+                )
+            size = sum(member.file_size for member in members)
+            scratch.mkdir(parents=True, exist_ok=True)
+            if size > shutil.disk_usage(scratch).free:
+                raise OutputError(f"no room to unpack {path}", expected=f"{size / 1e9:.2f} GB free", run="df -h")
+            archive.extractall(target)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        raise FileError(
+            f"{path} is no zip that can be read", found=str(error), expected="a zip of an adapter"
+        ) from error
+    configs = sorted(target.rglob(CONFIG_FILE))
+    if len(configs) != 1:
+        raise FileError(f"{path} holds {len(configs)} adapters", expected=f"exactly one {CONFIG_FILE}")
+    return configs[0].parent
+
+
+def _climbs(member: zipfile.ZipInfo) -> bool:
+    name = PurePosixPath(member.filename.replace("\\", "/"))
+    is_link = stat.S_ISLNK(member.external_attr >> 16)
+    return is_link or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]

@@ -1,0 +1,220 @@
+"""Adapters folded into their base, tensor by tensor: sums in float32, one rounding at the end.
+
+`MergedTensors` looks like any other checkpoint's tensors and computes each when it is asked for, in blocks of rows, so
+that memory holds a block and the result. LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023) and DoRA (Liu et al. 2024)
+follow PEFT's arithmetic. It refuses to know files, tokenizers and lineage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast as typing_cast
+
+import torch
+
+from yangtuo.errors import UserError, WeightsError, raise_all
+from yangtuo.weights.adapter import Adapter, Add, LowRank, Replace, ReplaceRows, Update
+from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors, all_finite
+
+_BLOCK = 1 << 20  # elements computed at a time: 4 MiB of float32, which stays in the processor's cache
+
+Step = tuple[Adapter, Update]
+
+
+class MergedTensors:
+    """The tensors of a base with adapters folded in, in order."""
+
+    def __init__(self, base: Tensors, tied: bool, adapters: Sequence[Adapter], dtype: torch.dtype | None) -> None:
+        """Plans the merge and checks every name and shape; raises `WeightsError` with all problems at once."""
+        self._base = base
+        self._dtype = dtype
+        self._names = [name for name in base.names() if not (tied and name == HEAD)]
+        self._shapes = {name: base.shape(name) for name in self._names}
+        self._steps: dict[str, list[Step]] = {}
+        self.tied = tied
+        if tied:
+            self._shapes[HEAD] = self._shapes[EMBEDDING]
+        errors: list[UserError] = []
+        for adapter in adapters:
+            errors.extend(self._plan(adapter))
+        if self._shapes.get(EMBEDDING, (0,))[0] != self._shapes.get(HEAD, self._shapes.get(EMBEDDING, (0,)))[0]:
+            errors.append(
+                WeightsError(
+                    "embedding and head would differ in rows",
+                    found=f"{self._shapes[EMBEDDING][0]:,} and {self._shapes[HEAD][0]:,}",
+                    expected="an adapter that was trained with both",
+                )
+            )
+        raise_all(errors)
+        if not self.tied and HEAD not in self._names:
+            self._names.append(HEAD)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the merged embedding."""
+        return self._shapes[EMBEDDING][0]
+
+    @property
+    def num_changed(self) -> int:
+        """Tensors that the adapters change."""
+        return len(self._steps)
+
+    def names(self) -> list[str]:
+        """The base's names, and the head where a trained one unties it."""
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape after the merge: embedding and head may have grown."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Number format after the merge."""
+        kept = self._base.dtype(self._source(name))
+        return self._dtype if self._dtype is not None and kept.is_floating_point else kept
+
+    def get(self, name: str) -> torch.Tensor:
+        """The merged tensor; raises `WeightsError` where it does not fit into its number format."""
+        steps = self._steps.get(name, [])
+        if not steps:
+            return self._base.get(self._source(name))  # whoever writes it casts it
+        result = torch.empty(self._shapes[name], dtype=self.dtype(name))
+        rows = result.shape[0]
+        height = max(1, _BLOCK // max(1, result[0].numel()))
+        if any(isinstance(update, LowRank) and update.magnitude and update.transposed for _, update in steps):
+            height = rows  # DoRA's norm runs down the columns: no block knows it alone
+        for start in range(0, rows, height):
+            result[start : start + height] = self._block(name, steps, slice(start, min(start + height, rows)))
+            if not all_finite(result[start : start + height]):
+                raise WeightsError(
+                    f"{name} is not finite after the merge", expected="finite numbers in base and adapters"
+                )
+        return result
+
+    def _source(self, name: str) -> str:
+        """The base's tensor behind a name: a head that was tied starts as the embedding."""
+        return EMBEDDING if name == HEAD and HEAD not in self._base.names() else name
+
+    def _block(self, name: str, steps: Sequence[Step], rows: slice) -> torch.Tensor:
+        value: torch.Tensor | None = None
+        if not isinstance(steps[0][1], Replace):
+            value = self._base.get(self._source(name))[rows].float()
+        for adapter, update in steps:
+            get = adapter.tensors.get
+            if isinstance(update, Replace):
+                value = get(update.key)[rows].float()
+                continue
+            assert value is not None
+            if isinstance(update, ReplaceRows):
+                inside = [
+                    (place, row - rows.start) for place, row in enumerate(update.rows) if rows.start <= row < rows.stop
+                ]
+                if inside:
+                    places, targets = (torch.tensor(column) for column in zip(*inside, strict=True))
+                    value = value.index_copy(0, targets, get(update.key)[places].float())
+            elif isinstance(update, Add):
+                value = value + get(update.key)[rows].float() * update.scaling
+            else:
+                value = _add_low_rank(value, adapter, update, rows)
+        assert value is not None
+        return value
+
+    def _plan(self, adapter: Adapter) -> list[UserError]:
+        errors: list[UserError] = []
+        updates = dict(adapter.updates)
+        if self.tied:
+            self._share_with_head(updates, adapter.ties_embeddings)
+        unmatched = [name for name in updates if name not in self._shapes]
+        if unmatched:
+            errors.append(
+                WeightsError(
+                    f"{adapter.name} trains {len(unmatched)} of {len(updates)} tensors that the base does not have",
+                    found=", ".join(unmatched[:4]),
+                    expected=", ".join(name for name in self._names[1:4]),
+                )
+            )
+        for name, changes in updates.items():
+            if name in self._shapes:
+                for update in changes:
+                    errors.extend(self._check(name, adapter, update))
+                self._steps.setdefault(name, []).extend((adapter, update) for update in changes)
+        if self.tied and not errors:
+            self.tied = self._same_result()
+        return errors
+
+    def _share_with_head(self, updates: dict[str, list[Update]], ties: bool) -> None:
+        """What an adapter that trains a tied embedding, but names no head, does to the head in PEFT.
+
+        Trained rows, and everything under `ensure_weight_tying`, hold for the head too; any other training leaves the
+        head at the base's values, which unties it.
+        """
+        embedding = updates.get(EMBEDDING, [])
+        if embedding and HEAD not in updates:
+            shared = [
+                update
+                for update in embedding
+                if ties or isinstance(update, ReplaceRows) or (isinstance(update, Replace) and update.is_base)
+            ]
+            if shared:
+                updates[HEAD] = shared
+            self._shapes[HEAD] = self._shapes[EMBEDDING]
+
+    def _check(self, name: str, adapter: Adapter, update: Update) -> list[UserError]:
+        shape = self._shapes[name]
+        tensors = adapter.tensors
+        if isinstance(update, Replace):
+            found = tensors.shape(update.key)
+            if name in (EMBEDDING, HEAD) and len(found) == 2 and found[1:] == shape[1:]:
+                if found[0] < shape[0]:
+                    return [_shrinks(name, adapter, shape[0], found[0])]
+                self._shapes[name] = found
+                return []
+            fits, expected = found == shape, shape
+        elif isinstance(update, ReplaceRows):
+            found, expected = tensors.shape(update.key), (len(update.rows), *shape[1:])
+            fits = found == expected and all(0 <= row < shape[0] for row in update.rows)
+        elif isinstance(update, Add):
+            found, expected = tensors.shape(update.key), shape
+            fits = found == expected
+        else:
+            found = (tensors.shape(update.b)[0], tensors.shape(update.a)[1])
+            expected = shape[::-1] if update.transposed else shape
+            fits = found == expected
+        if fits:
+            return []
+        return [
+            WeightsError(
+                f"{adapter.name} does not fit {name}",
+                found=f"{found} in the adapter",
+                expected=f"{expected}; is this the base that it was trained on?",
+            )
+        ]
+
+    def _same_result(self) -> bool:
+        """Whether embedding and head, tied until now, stay equal: by the same steps, or by value."""
+        embedding, head = self._steps.get(EMBEDDING, []), self._steps.get(HEAD, [])
+        if self._shapes[EMBEDDING] != self._shapes[HEAD]:
+            return False
+        if embedding != head and not torch.equal(self.get(EMBEDDING), self.get(HEAD)):
+            return False
+        self._steps.pop(HEAD, None)
+        return True
+
+
+def _add_low_rank(value: torch.Tensor, adapter: Adapter, update: LowRank, rows: slice) -> torch.Tensor:
+    a, b = adapter.tensors.get(update.a).float(), adapter.tensors.get(update.b).float()
+    delta = (b @ a[:, rows]).T if update.transposed else b[rows] @ a
+    value = value + delta * update.scaling
+    if update.magnitude is None:
+        return value
+    magnitude = adapter.tensors.get(update.magnitude).float()
+    norm = torch.linalg.norm(value, dim=0 if update.transposed else 1)
+    factor = magnitude / norm if update.transposed else (magnitude[rows] / norm).unsqueeze(1)
+    return typing_cast(torch.Tensor, factor * value)
+
+
+def _shrinks(name: str, adapter: Adapter, rows: int, found: int) -> WeightsError:
+    return WeightsError(
+        f"{adapter.name} has fewer rows in {name} than what it would be put on",
+        found=f"{found:,} rows after {rows:,}",
+        expected="adapters in the order of their training: vocabularies only grow",
+    )
