@@ -185,7 +185,7 @@ class ExpandConfig(StageConfig):
 class PrepareConfig(StageConfig):
     """Turns text into blocks of tokens on disk.
 
-    Example: `yangtuo prepare --source zh=texts/zh --source en=texts/en:0.2 --tokenizer models/llama-7b-zh --output data`
+    Example: `yangtuo prepare --source zh=texts/zh --source en=texts/en:0.2 --tokenizer llama-7b-zh --output data`
     """
 
     verb: ClassVar[str] = "prepare"
@@ -232,10 +232,10 @@ class PretrainConfig(StageConfig):
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     batch_size: Positive = 8
-    """Blocks in an optimizer step on one process."""
-    accumulation: Positive = 1
-    """Optimizer steps gather the gradients of this many batches."""
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Parameter()] = "auto"
+    """Blocks in an optimizer step, over all processes: the result does not depend on how many there are."""
+    micro_batch: Annotated[Positive | None, HOW] = None
+    """Blocks in one forward pass of one process; fewer need less memory. Its whole share when not given."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; auto takes bfloat16 where the device has it. Trained tensors are float32."""
     save_every: Annotated[Positive, HOW] = 500
     """Optimizer steps between checkpoints (and held-out measurements)."""
@@ -273,7 +273,9 @@ class SftConfig(StageConfig):
     epochs: PositiveFloat = 3.0
     """Passes over the data."""
     batch_size: Positive = 8
-    """Blocks in an optimizer step on one process."""
+    """Blocks in an optimizer step, over all processes: the result does not depend on how many there are."""
+    micro_batch: Annotated[Positive | None, HOW] = None
+    """Blocks in one forward pass of one process; fewer need less memory. Its whole share when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; auto takes bfloat16 where the device has it. Trained tensors are float32."""
     save_every: Annotated[Positive, HOW] = 500
@@ -358,10 +360,12 @@ class InspectConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "inspect"
-    path: Annotated[str, INPUT, Parameter(name=["PATH"])]
+    path: InputPath = dataclasses.field(kw_only=False)
     """An artifact, a model or adapter directory, or a hub id."""
-    verify: bool = False
+    verify: Annotated[bool, Parameter(negative="")] = False
     """Hash all files again and compare with the manifest."""
+    sums: InputPath | None = None
+    """Compare with the SHA-256 sums of this file instead, as others publish them: lines with a sum and a file name."""
 
 
 STAGES: dict[str, type[StageConfig]] = {

@@ -1,0 +1,156 @@
+"""Which tensors of a model learn: LoRA on its linear layers, and its embedding and head in full, in part or not.
+
+Everything is found in the model and written in PEFT's own format, so any tool that reads PEFT adapters reads these.
+This module knows nothing of data, of steps, or of where the model came from.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from yangtuo.errors import LineageError, TrainingError
+
+EmbeddingRows = Literal["full", "new", "frozen"]
+Variant = Literal["lora", "rslora", "dora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterShape:
+    """What is trained: `new_rows` are the ids of the pieces that the base did not have (for embeddings "new")."""
+
+    rank: int
+    alpha: float
+    embeddings: EmbeddingRows = "full"
+    new_rows: range = range(0)
+    variant: Variant = "lora"
+
+
+@dataclass(frozen=True)
+class TrainableCount:
+    """Numbers of parameters: of LoRA matrices, of embedding and head, and of the whole model with them."""
+
+    lora: int
+    embeddings: int
+    total: int
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Names (last components, sorted) of all linear layers of `model` but its head."""
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module) and module is not head
+    }
+    assert names, "a language model without linear layers"
+    return sorted(names)
+
+
+def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
+    """Puts a fresh adapter on `model`; all its trainable tensors are float32.
+
+    Raises `TrainingError` where only new rows shall learn and there are none.
+    """
+    embedding, head = _embedding_names(model)
+    tied = head is None
+    rows: dict[str, list[int]] | None = None
+    if shape.embeddings == "new":
+        if not shape.new_rows:
+            raise TrainingError(
+                "only new rows shall be trained, but it is not known which rows are new",
+                found="a model that `yangtuo expand` did not write",
+                expected="a model with rows added by expand, or --embeddings full or frozen",
+            )
+        rows = {name: list(shape.new_rows) for name in (embedding, head) if name is not None}
+    config = LoraConfig(
+        r=shape.rank,
+        lora_alpha=shape.alpha,  # PEFT only ever divides by it
+        target_modules=linear_layers(model),
+        modules_to_save=[name for name in (embedding, head) if name] if shape.embeddings == "full" else None,
+        trainable_token_indices=rows,
+        ensure_weight_tying=tied and shape.embeddings == "full",
+        use_rslora=shape.variant == "rslora",
+        use_dora=shape.variant == "dora",
+        task_type="CAUSAL_LM",
+        bias="none",
+    )
+    with _quiet_peft():
+        adapted = get_peft_model(model, config)
+    _settle(adapted)
+    return adapted
+
+
+def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """Puts the adapter in `directory` on `model` and goes on training it; raises `LineageError` where it cannot fit."""
+    try:
+        with _quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise LineageError(
+            f"the adapter {directory} does not fit the model",
+            found=str(error).splitlines()[0],
+            expected="an adapter that was trained on this very model",
+            run=f"yangtuo inspect {directory}",
+        ) from error
+    _settle(adapted)
+    return adapted
+
+
+def count_trainable(model: nn.Module) -> TrainableCount:
+    """Counts the parameters that learn, by group."""
+    lora = embeddings = total = 0
+    for name, parameter in model.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        total += size
+        if parameter.requires_grad:
+            if is_embedding(name):
+                embeddings += size
+            else:
+                lora += size
+    return TrainableCount(lora, embeddings, total)
+
+
+def is_embedding(name: str) -> bool:
+    """Whether the trainable parameter `name` belongs to embedding or head."""
+    return "modules_to_save" in name or "trainable_tokens" in name
+
+
+def _settle(model: PeftModel) -> None:
+    for module in model.modules():
+        # PEFT would cast every layer's input to float32 before autocast casts it back.
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def _embedding_names(model: PreTrainedModel) -> tuple[str, str | None]:
+    """Last components of the names of embedding and head; None for a head that is tied to the embedding."""
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    embedding = model.get_input_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None or getattr(model.config, "tie_word_embeddings", False):
+        return names[embedding], None
+    return names[embedding], names[head]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)  # bitsandbytes' quantized layers are Linear too
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Hides the deprecations that PEFT itself runs into; they say nothing to a user."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        yield

@@ -1,0 +1,101 @@
+"""The model that a run trains: opened, checked against the tokens it will see, and finished as an adapter directory.
+
+It knows artifacts and tokenizers by their fingerprints only; it knows nothing of how training goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
+from yangtuo.config import StageConfig
+from yangtuo.errors import LineageError, OutputError, UserError, WeightsError
+from yangtuo.training.loss import use_sliced_loss
+from yangtuo.vocab.directory import copy_tokenizer
+from yangtuo.vocab.encoding import Encoder
+
+
+def load_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    assert isinstance(model, PreTrainedModel)
+    use_sliced_loss(model)
+    return model
+
+
+def new_rows(model: Artifact) -> range:
+    """The ids of the pieces that `yangtuo expand` gave to the model or to what it was merged from; empty if unknown."""
+    manifest = model.manifest
+    while manifest is not None:
+        if manifest.stage == "expand" and manifest.vocabulary_size is not None:
+            return range(manifest.vocabulary_size - int(manifest.details["new_rows"]), manifest.vocabulary_size)
+        parent = manifest.parents.get("base") or manifest.parents.get("model")
+        manifest = read_manifest(Path(parent.path)) if parent else None
+    return range(0)
+
+
+def check_tokenizer(model: Artifact, encoder: Encoder, data: Artifact) -> list[UserError]:
+    """What speaks against training the model, whose tokenizer is `encoder`, on the tokens of the dataset `data`."""
+    errors: list[UserError] = []
+    written = data.manifest.tokenizer if data.manifest else None
+    if written != encoder.fingerprint:
+        errors.append(
+            LineageError(
+                f"the tokens in {data.path} were written with another tokenizer than that of {model.path}",
+                found=f"tokenizer {(written or 'unknown')[:12]}",
+                expected=f"tokenizer {encoder.fingerprint[:12]}",
+                run=f"yangtuo prepare --tokenizer {model.path} --source TEXTS --output DATA",
+            )
+        )
+    return errors + check_rows(model, encoder)
+
+
+def check_rows(model: Artifact, encoder: Encoder) -> list[UserError]:
+    """What speaks against the model itself: fewer rows than its tokenizer has pieces."""
+    num_rows = AutoConfig.from_pretrained(model.path).vocab_size
+    if num_rows >= encoder.vocabulary_size:
+        return []
+    return [
+        WeightsError(
+            f"{model.path} has fewer rows than its tokenizer has pieces",
+            found=f"{num_rows:,} rows, {encoder.vocabulary_size:,} pieces",
+            expected="a row for every piece",
+            run=f"yangtuo expand --model {model.path} --tokenizer {model.path} --output GROWN",
+        )
+    ]
+
+
+def refuse_other_work(config: StageConfig) -> None:
+    """Raises `OutputError` where checkpoints of another config or other data wait under the output's name."""
+    output = config.output_path()
+    work = output.parent / f".{output.name}.partial"
+    step = work / STEP_FILE
+    if not step.is_file() or step.read_text(encoding="utf-8") == step_fingerprint(config):
+        return
+    waiting = sorted(path.name for path in work.glob("checkpoints/checkpoint-*"))
+    if waiting:
+        raise OutputError(
+            f"unfinished work of another run stands under the name {output}: its options or its data were others",
+            found=", ".join(waiting) + f" in {work}",
+            expected="the same options and data, to go on from there, or another --output",
+            run=f"rm -r {work}, to give it up",
+        )
+
+
+def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), template: str | None = None) -> None:
+    """Completes the adapter in `directory` with the model's tokenizer files, and a chat template and its stop ids."""
+    copy_tokenizer(model, directory)
+    if template is None:
+        return
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    path = directory / "generation_config.json"
+    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    generation["eos_token_id"] = list(stop_ids)
+    path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")

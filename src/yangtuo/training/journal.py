@@ -1,0 +1,48 @@
+"""What a run says about itself: `metrics.jsonl`, the progress bar, TensorBoard.
+
+`metrics.jsonl` holds one JSON object a line, each with `step`: the loss and gradient norm of optimizer steps, and
+held-out bits per byte a source. Nothing in it depends on the clock, so that equal runs write equal files; speed goes
+to the screen. This module knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+class Journal:
+    """Appends to `directory/metrics.jsonl`; opened at `step`, it forgets what an interrupted run wrote after it."""
+
+    def __init__(self, directory: Path, step: int = 0) -> None:
+        self._path = directory / METRICS
+        self.rows = [row for row in read_metrics(directory) if row["step"] <= step] if step else []
+        self._path.write_text("".join(_line(row) for row in self.rows), encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one row."""
+        row = {"step": step, **values}
+        self.rows.append(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def series(self, name: str) -> list[tuple[int, Any]]:
+        """All values of `name` as (step, value)."""
+        return [(row["step"], row[name]) for row in self.rows if name in row]
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """All whole rows of `directory/metrics.jsonl`; none where there is no such file."""
+    path = directory / METRICS
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed writer leaves half a line
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -1,0 +1,40 @@
+"""In which order blocks are trained on: a pure function of the seed, so that a resumed run needs no memory of it.
+
+Each pass over the data is a permutation of its own. This module knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+
+class OrderedBlocks(Dataset[dict[str, torch.Tensor]]):
+    """`num_blocks` blocks of `blocks`, pass after pass, each pass in an order drawn from (`seed`, pass)."""
+
+    def __init__(self, blocks: Any, num_blocks: int, seed: int) -> None:
+        self._blocks = blocks
+        self._num_blocks = num_blocks
+        self._seed = seed
+        self._pass = -1
+        self._order: list[int] = []
+
+    def __len__(self) -> int:
+        return self._num_blocks
+
+    def block_number(self, index: int) -> int:
+        """Which block of the dataset stands at place `index` of the run."""
+        number, place = divmod(index, len(self._blocks))
+        if number != self._pass:
+            generator = torch.Generator().manual_seed((self._seed << 20) + number)
+            self._order = torch.randperm(len(self._blocks), generator=generator).tolist()
+            self._pass = number
+        return self._order[place]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        if not 0 <= index < self._num_blocks:
+            raise IndexError(index)
+        block: dict[str, torch.Tensor] = self._blocks[self.block_number(index)]
+        return block

@@ -1,0 +1,54 @@
+"""`yangtuo sft` through its real entry point: answers are learned, prompts are not, and the template travels along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yangtuo.artifacts import Artifact
+from yangtuo.config import SftConfig
+from yangtuo.data.template import get_template
+from yangtuo.stages import sft
+from yangtuo.vocab.encoding import load_encoder
+
+
+@pytest.fixture(scope="session")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"instruction": f"Say {word}.", "input": "", "output": f"I say {word}."} for word in ("one", "two", "six")]
+    path = tmp_path_factory.mktemp("conversations") / "rows.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tuned(pico_model: Path, conversations: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    config = SftConfig(
+        model=str(pico_model),
+        data=(str(conversations),),
+        output=tmp_path_factory.mktemp("tuned") / "adapter",
+        template="alpaca-2",
+        max_length=192,
+        rank=4,
+        alpha=8,
+        learning_rate=1e-2,
+        epochs=20,
+        batch_size=1,
+        dtype="float32",
+    )
+    return sft.run(config)
+
+
+def test_it_learns_answers_and_brings_its_template(tuned: Artifact, pico_model: Path) -> None:
+    details = tuned.manifest.details
+    assert details["last_loss"] < details["first_loss"] / 2
+    assert details["data"]["kept"] == 3
+    encoder = load_encoder(pico_model)
+    template = get_template("alpaca-2", pico_model)
+    assert tuned.manifest.template == template.fingerprint
+    assert (tuned.path / "chat_template.jinja").read_text(encoding="utf-8") == template.render_jinja()
+    generation = json.loads((tuned.path / "generation_config.json").read_text(encoding="utf-8"))
+    assert generation["eos_token_id"] == template.stop_ids(encoder)
+    assert not (tuned.path / "blocks").exists()
+    assert not (tuned.path / "checkpoints").exists()
