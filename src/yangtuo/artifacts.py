@@ -51,7 +51,7 @@ class Parent:
     path: str
     fingerprint: str
     lineage: str | None = None
-    """What determined a merged parent before it was made, see `yangtuo.lineage`."""
+    """What determined a merged parent before it was made, see `yangtuo.weights.lineage`."""
 
 
 @dataclass(frozen=True)

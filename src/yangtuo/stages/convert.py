@@ -31,12 +31,12 @@ def run(config: ConvertConfig) -> Artifact:
         made.hashes.update(write_weights(made.path, checkpoint.tensors, dtype=dtype))
         encoder = _write_tokenizer(made.path, checkpoint, source.path)
         _write_config(made.path, checkpoint, dtype, encoder)
-        summary = summarize(made.path)
+        summary = summarize(open_checkpoint(made.path))
         _check_rows(summary["rows"], encoder)
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
-            details={"layout": checkpoint.layout, **summary},
+            details={"source_layout": checkpoint.layout, **summary},
         )
     return made.artifact
 

@@ -17,12 +17,12 @@ from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import MergeConfig, parse_size
 from yangtuo.errors import FileError, LineageError, UserError, raise_all
-from yangtuo.lineage import check_chain, merged_lineage
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
 from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
+from yangtuo.weights.lineage import check_chain, merged_lineage
 from yangtuo.weights.merging import MergedTensors
 
 _SCRATCH = ".adapters"
@@ -65,7 +65,7 @@ def run(config: MergeConfig) -> Artifact:
                 "lineage": merged_lineage(base, sources),
                 "adapters": len(adapters),
                 "merged_tensors": tensors.num_changed,
-                **summarize(made.path),
+                **summarize(open_checkpoint(made.path)),
             },
         )
     return made.artifact

@@ -64,39 +64,30 @@ def _open_hugging_face(path: Path) -> Checkpoint:
     )
 
 
-def summarize(path: Path) -> dict[str, Any]:
-    """Figures of a model directory: architecture, rows, tied, dtype, parameters, layers."""
-    config = read_json(path / CONFIG_FILE)
-    with open_tensors(path) as reader:
-        names = reader.names()
-        dtypes = Counter[torch.dtype]()
-        for name in names:
-            dtypes[reader.dtype(name)] += math.prod(reader.shape(name))
-        return {
-            "architecture": (config.get("architectures") or ["unknown"])[0],
-            "rows": num_rows(reader, config),
-            "tied": HEAD not in reader,
-            "dtype": str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
-            "parameters": dtypes.total(),
-            "layers": config.get("num_hidden_layers"),
-        }
+def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Figures of a model: architecture, rows, tied, dtype, parameters, layers."""
+    tensors, config = checkpoint.tensors, checkpoint.config
+    names = tensors.names()
+    dtypes = Counter[torch.dtype]()
+    for name in names:
+        dtypes[tensors.dtype(name)] += math.prod(tensors.shape(name))
+    return {
+        "architecture": (config.get("architectures") or ["unknown"])[0],
+        "rows": tensors.shape(EMBEDDING)[0] if EMBEDDING in names else int(config.get("vocab_size", 0)),
+        "tied": HEAD not in names,
+        "dtype": str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
+        "parameters": dtypes.total(),
+        "layers": config.get("num_hidden_layers"),
+    }
 
 
-def num_rows(tensors: Tensors, config: dict[str, Any]) -> int:
-    """Rows of the embedding, or what config.json says where it is called otherwise."""
-    if EMBEDDING in tensors.names():
-        return tensors.shape(EMBEDDING)[0]
-    return int(config.get("vocab_size", 0))
-
-
-def linear_layers(path: Path) -> list[str]:
+def linear_layers(tensors: Tensors) -> list[str]:
     """Kinds of linear layers inside the blocks, which LoRA can be put on: `q_proj`, `k_proj` …"""
-    with open_tensors(path) as reader:
-        kinds = [
-            name.split(".")[-2]
-            for name in reader.names()
-            if re.search(r"\.\d+\.", name) and name.endswith(".weight") and len(reader.shape(name)) == 2
-        ]
+    kinds = [
+        name.split(".")[-2]
+        for name in tensors.names()
+        if re.search(r"\.\d+\.", name) and name.endswith(".weight") and len(tensors.shape(name)) == 2
+    ]
     return list(dict.fromkeys(kinds))
 
 

@@ -132,11 +132,19 @@ class MergedTensors:
                     expected=", ".join(name for name in self._names[1:4]),
                 )
             )
+        misfits: list[str] = []
         for name, changes in updates.items():
             if name in self._shapes:
-                for update in changes:
-                    errors.extend(self._check(name, adapter, update))
+                misfits += filter(None, (self._misfit(name, adapter, update) for update in changes))
                 self._steps.setdefault(name, []).extend((adapter, update) for update in changes)
+        if misfits:
+            errors.append(
+                WeightsError(
+                    f"{adapter.name} does not fit {len(misfits)} of the {len(updates)} tensors that it trains",
+                    found="; ".join(misfits[:3]) + (" …" if len(misfits) > 3 else ""),
+                    expected="the base that it was trained on, and adapters in the order of their training",
+                )
+            )
         if self.tied and not errors:
             self.tied = self._same_result()
         return errors
@@ -158,36 +166,26 @@ class MergedTensors:
                 updates[HEAD] = shared
             self._shapes[HEAD] = self._shapes[EMBEDDING]
 
-    def _check(self, name: str, adapter: Adapter, update: Update) -> list[UserError]:
+    def _misfit(self, name: str, adapter: Adapter, update: Update) -> str | None:
+        """What is wrong with the update's shape; notes where embedding and head grow."""
         shape = self._shapes[name]
         tensors = adapter.tensors
         if isinstance(update, Replace):
-            found = tensors.shape(update.key)
+            found, expected = tensors.shape(update.key), shape
             if name in (EMBEDDING, HEAD) and len(found) == 2 and found[1:] == shape[1:]:
                 if found[0] < shape[0]:
-                    return [_shrinks(name, adapter, shape[0], found[0])]
-                self._shapes[name] = found
-                return []
-            fits, expected = found == shape, shape
+                    return f"{name} would shrink from {shape[0]:,} to {found[0]:,} rows, and vocabularies only grow"
+                self._shapes[name] = expected = found
         elif isinstance(update, ReplaceRows):
             found, expected = tensors.shape(update.key), (len(update.rows), *shape[1:])
-            fits = found == expected and all(0 <= row < shape[0] for row in update.rows)
+            if update.rows and not 0 <= min(update.rows) <= max(update.rows) < shape[0]:
+                return f"{name} has {shape[0]:,} rows, and row {max(update.rows):,} is trained"
         elif isinstance(update, Add):
             found, expected = tensors.shape(update.key), shape
-            fits = found == expected
         else:
             found = (tensors.shape(update.b)[0], tensors.shape(update.a)[1])
             expected = shape[::-1] if update.transposed else shape
-            fits = found == expected
-        if fits:
-            return []
-        return [
-            WeightsError(
-                f"{adapter.name} does not fit {name}",
-                found=f"{found} in the adapter",
-                expected=f"{expected}; is this the base that it was trained on?",
-            )
-        ]
+        return None if found == expected else f"{name} is {found} in the adapter and {expected} before it"
 
     def _same_result(self) -> bool:
         """Whether embedding and head, tied until now, stay equal: by the same steps, or by value."""
@@ -210,11 +208,3 @@ def _add_low_rank(value: torch.Tensor, adapter: Adapter, update: LowRank, rows: 
     norm = torch.linalg.norm(value, dim=0 if update.transposed else 1)
     factor = magnitude / norm if update.transposed else (magnitude[rows] / norm).unsqueeze(1)
     return typing_cast(torch.Tensor, factor * value)
-
-
-def _shrinks(name: str, adapter: Adapter, rows: int, found: int) -> WeightsError:
-    return WeightsError(
-        f"{adapter.name} has fewer rows in {name} than what it would be put on",
-        found=f"{found:,} rows after {rows:,}",
-        expected="adapters in the order of their training: vocabularies only grow",
-    )
