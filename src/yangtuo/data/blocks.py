@@ -111,6 +111,7 @@ class BlockWriter:
         self.block_size = block_size
         self.num_documents = 0
         self.num_tokens = 0
+        self.num_blocks = 0
         self._directory = directory
         self._dtype = token_dtype(vocabulary_size)
         self._padding_id = padding_id
@@ -138,16 +139,17 @@ class BlockWriter:
         if missing:
             self._append(np.full(missing, self._padding_id), [False] * missing if self._masked else None)
 
-    def close(self) -> int:
-        """Pads the last block, writes the sizes, and returns the number of blocks."""
+    def close(self) -> None:
+        """Pads the last block and writes the sizes."""
         self.fill_block()
+        self.num_blocks = self._position // self.block_size
         self._flush()
         for file in self._files.values():
             file.close()
         sizes = {
             "format": _FORMAT,
             "block_size": self.block_size,
-            "num_blocks": self._position // self.block_size,
+            "num_blocks": self.num_blocks,
             "num_documents": self.num_documents,
             "num_tokens": self.num_tokens,
             "end": self._end,
@@ -155,7 +157,6 @@ class BlockWriter:
             "masked": self._masked,
         }
         (self._directory / "dataset.json").write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
-        return self._position // self.block_size
 
     def _append(self, ids: npt.NDArray[Any], learned: Sequence[bool] | None) -> None:
         assert (learned is not None) == self._masked, "a masked dataset needs a mask for every document, others none"
