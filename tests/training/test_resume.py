@@ -1,0 +1,120 @@
+"""A run that is killed goes on with the very next batch and ends with the very bytes of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from yangtuo import artifacts
+from yangtuo.config import PrepareConfig, PretrainConfig
+from yangtuo.errors import OutputError
+from yangtuo.stages import prepare, pretrain
+from yangtuo.training import checkpoints
+
+# Runs a config in a process of its own, which kills itself where told: at a step, or while a checkpoint is written.
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from yangtuo.config import PretrainConfig
+from yangtuo.stages import pretrain
+from yangtuo.training import checkpoints, journal
+
+values, step, place = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+write, mark = journal.Journal.write, checkpoints.mark_complete
+
+def kill_in_write(self, number, row):
+    write(self, number, row)
+    if place == "step" and number == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_in_mark(checkpoint):
+    if place == "checkpoint" and checkpoint.name.endswith(f"-{step}"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    mark(checkpoint)
+
+journal.Journal.write, checkpoints.mark_complete = kill_in_write, kill_in_mark
+pretrain.run(PretrainConfig(**{**values, "output": Path(values["output"])}))
+"""
+
+
+@pytest.fixture(scope="module")
+def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    directory = tmp_path_factory.mktemp("resume")
+    lines = [f"The cat number {number} sat on mat {number * 7 % 13} and looked at the rain." for number in range(120)]
+    for number in range(12):
+        (directory / f"{number}.txt").write_text("\n".join(lines[number * 10 : number * 10 + 10]), encoding="utf-8")
+    data = prepare.run(
+        PrepareConfig(
+            source=(f"en={directory}",),
+            tokenizer=str(pico_tokenizer),
+            output=directory / "data",
+            block_size=48,
+            held_out=0.1,
+        )
+    )
+    return {
+        "model": str(pico_model),
+        "data": str(data.path),
+        "rank": 4,
+        "alpha": 8,
+        "learning_rate": 1e-2,
+        "epochs": 1.5,
+        "batch_size": 4,
+        "save_every": 4,
+        "seed": 3,
+    }
+
+
+def run(values: dict, output: Path) -> artifacts.Artifact:
+    return pretrain.run(PretrainConfig(**values, output=output))
+
+
+def test_killed_twice_it_ends_with_the_same_bytes(values: dict, tmp_path: Path) -> None:
+    whole = run(values, tmp_path / "whole")
+    assert whole.manifest.details["steps"] > 14
+    output = tmp_path / "killed"
+    for step, place in ((6, "step"), (12, "checkpoint")):
+        settings = json.dumps({**values, "output": str(output)})
+        killed = subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, settings, str(step), place], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert not output.exists()
+    resumed = run(values, output)
+    for name in ("adapter_model.safetensors", "metrics.jsonl"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_waiting_checkpoints_of_another_config_are_not_thrown_away(values: dict, tmp_path: Path) -> None:
+    """Hours of work must not vanish because an option was mistyped on the second start."""
+    output = tmp_path / "adapter"
+    work = tmp_path / ".adapter.partial"
+    checkpoint = work / "checkpoints" / "checkpoint-8"
+    checkpoint.mkdir(parents=True)
+    (work / artifacts.STEP_FILE).write_text("another", encoding="utf-8")
+    with pytest.raises(OutputError, match="unfinished work of another run"):
+        run(values, output)
+    assert checkpoint.is_dir()
+    (work / artifacts.STEP_FILE).write_text(
+        artifacts.step_fingerprint(PretrainConfig(**values, output=output)), encoding="utf-8"
+    )
+    assert run(values, output).manifest.details["steps"] > 14
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"0123456789")
+    assert checkpoints.latest_complete(tmp_path) is None, "none was marked, so none can be trusted"
+    for step in (4, 8):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").write_bytes(b"0123456789")
+        checkpoints.mark_complete(tmp_path / f"checkpoint-{step}")
+    assert checkpoints.latest_complete(tmp_path) == tmp_path / "checkpoint-8"
+    (tmp_path / "checkpoint-8" / "optimizer.pt").write_bytes(b"01234")
+    assert checkpoints.latest_complete(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-8").exists()
