@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
 from yangtuo.config import StageConfig
 from yangtuo.errors import LineageError, OutputError, UserError, WeightsError
+from yangtuo.training import attention
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder
@@ -24,7 +25,8 @@ from yangtuo.vocab.encoding import Encoder
 def load_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices."""
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    implementation = "sdpa" if torch.cuda.is_available() else attention.NAME
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
     assert isinstance(model, PreTrainedModel)
     use_sliced_loss(model)
     return model
