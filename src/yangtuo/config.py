@@ -307,6 +307,27 @@ class MergeConfig(StageConfig):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig(StageConfig):
+    """Writes a model for other programs: GGUF for llama.cpp, or Meta's own layout.
+
+    Example: `yangtuo export --model models/llama-7b-zh-chat --format gguf --quantize q8_0 --output exports/q8`
+    """
+
+    verb: ClassVar[str] = "export"
+    model: InputPath
+    """The model to write: a directory or a hub id."""
+    format: Literal["gguf", "meta"]
+    """gguf for llama.cpp, or meta for consolidated.*.pth and params.json."""
+    output: Path
+    """The directory to write; with gguf it holds model.gguf."""
+    quantize: Literal["keep", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = "keep"
+    """Number format of the matrices in GGUF; keep writes that of the model."""
+    shards: Positive = 1
+    """Number of consolidated.*.pth in Meta's layout: model-parallel ranks."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StageConfig):
     """Measures models: bits per byte of text, or questions answered.
 
@@ -379,6 +400,7 @@ STAGES: dict[str, type[StageConfig]] = {
         PretrainConfig,
         SftConfig,
         MergeConfig,
+        ExportConfig,
         EvaluateConfig,
     )
 }

@@ -14,7 +14,6 @@ from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import ConvertConfig
 from yangtuo.errors import FileError, WeightsError
-from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, Checkpoint, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
@@ -23,7 +22,7 @@ from yangtuo.weights.layouts import open_checkpoint, summarize
 def run(config: ConvertConfig) -> Artifact:
     """Writes the model directory `config.output` from the weights at `config.source`."""
     refuse_existing(config.output)
-    source = open_artifact(config.source, Kind.MODEL)
+    source = open_artifact(config.source, Kind.MODEL, Kind.EXPORT)
     checkpoint = open_checkpoint(source.path)
     dtype = None if config.dtype == "keep" else getattr(torch, config.dtype)
     console.note(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
@@ -42,12 +41,12 @@ def run(config: ConvertConfig) -> Artifact:
 
 
 def _write_tokenizer(directory: Path, checkpoint: Checkpoint, source: Path) -> Encoder:
-    if checkpoint.tokenizer is None:
+    if checkpoint.write_tokenizer is None:
         raise FileError(
             f"{source} has no tokenizer, and a model directory is always whole",
             expected=f"tokenizer.model in {source} or in {source.parent}, or tokenizer.json",
         )
-    copy_tokenizer(checkpoint.tokenizer, directory)
+    checkpoint.write_tokenizer(directory)
     return load_encoder(directory)
 
 

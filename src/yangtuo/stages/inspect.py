@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, content_fingerprint, hash_file, list_files, open_artifact
 from yangtuo.config import InspectConfig
 from yangtuo.errors import ConfigError, FileError, UserError, raise_all
-from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -63,12 +64,23 @@ def _recognise(path: Path) -> Kind:
 def _describe_model(path: Path) -> dict[str, Any]:
     opened = layouts.open_checkpoint(path)
     facts: dict[str, Any] = {"layout": opened.layout, **layouts.summarize(opened)}
-    if opened.tokenizer is not None:
-        encoder = load_encoder(opened.tokenizer)
+    encoder = _encoder(opened)
+    if encoder is not None:
         facts |= {"pieces": encoder.vocabulary_size, "tokenizer": encoder.fingerprint}
         if facts["rows"] != encoder.vocabulary_size:
             console.warn(f"{facts['rows']:,} rows for {encoder.vocabulary_size:,} pieces")
     return {**facts, "lora_layers": layouts.linear_layers(opened.tensors)}
+
+
+def _encoder(opened: checkpoint.Checkpoint) -> Encoder | None:
+    """The model's tokenizer; one that is no file of its own is written out to be read."""
+    if opened.tokenizer is not None:
+        return load_encoder(opened.tokenizer)
+    if opened.write_tokenizer is None:
+        return None
+    with TemporaryDirectory() as scratch:
+        opened.write_tokenizer(Path(scratch))
+        return load_encoder(scratch)
 
 
 def _describe_adapter(path: Path) -> dict[str, Any]:

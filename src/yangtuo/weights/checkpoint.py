@@ -7,7 +7,7 @@ writes nothing but what it is told.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,8 +44,10 @@ class Checkpoint:
     tensors: Tensors
     config: dict[str, Any]
     """Content of config.json."""
-    tokenizer: Path | None
-    """Directory or file that the tokenizer is read from."""
+    tokenizer: Path | None = None
+    """Directory or file that the tokenizer is read from, where it is in files of its own."""
+    write_tokenizer: Callable[[Path], object] | None = None
+    """Writes tokenizer files into a directory; None where the source has no tokenizer."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Content of generation_config.json."""
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from yangtuo.errors import FileError
+from yangtuo.errors import FileError, WeightsError
+from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, HEAD, Checkpoint, Tensors, read_json
+from yangtuo.weights.gguf import open_gguf
 from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
 from yangtuo.weights.reader import open_tensors
 
@@ -39,12 +43,15 @@ class _WithoutBuffers:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens weights in Meta's or Hugging Face's layout; raises `FileError` where it is neither."""
+    """Opens weights in Meta's or Hugging Face's layout or a GGUF file; raises `FileError` where it is none."""
     if is_meta(path):
         tensors = MetaTensors(path)
-        return Checkpoint("Meta", tensors, tensors.config(), tokenizer_file(path))
+        return _with_tokenizer(Checkpoint("Meta", tensors, tensors.config()), tokenizer_file(path))
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return _open_hugging_face(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
+    if len(files) == 1 and files[0].suffix == ".gguf":
+        return open_gguf(files[0])
     raise FileError(
         f"{path} holds no weights in a known layout",
         found=_listing(path),
@@ -54,14 +61,24 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _open_hugging_face(path: Path) -> Checkpoint:
     config = read_json(path / CONFIG_FILE)
+    if config.get("quantization_config"):
+        raise WeightsError(
+            f"{path} holds quantised weights",
+            found=str(config["quantization_config"].get("quant_method", "quantization_config")),
+            expected="the model before its quantisation, in float32, float16 or bfloat16",
+        )
     generation = path / GENERATION_FILE
-    return Checkpoint(
+    checkpoint = Checkpoint(
         "Hugging Face",
         _WithoutBuffers(path, bool(config.get("tie_word_embeddings"))),
         config,
-        path if any((path / name).is_file() for name in _TOKENIZER_FILES) else None,
-        read_json(generation) if generation.is_file() else {},
+        generation=read_json(generation) if generation.is_file() else {},
     )
+    return _with_tokenizer(checkpoint, path if any((path / name).is_file() for name in _TOKENIZER_FILES) else None)
+
+
+def _with_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Checkpoint:
+    return replace(checkpoint, tokenizer=path, write_tokenizer=partial(copy_tokenizer, path)) if path else checkpoint
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -39,29 +39,41 @@ class Heads(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor's name in both layouts."""
+    """One tensor's name in each layout."""
 
     meta: str
     hugging_face: str
+    gguf: str
     split: Split
     heads: Heads | None = None
 
 
 LAYER = (
-    Entry("attention_norm.weight", "input_layernorm.weight", Split.WHOLE),
-    Entry("attention.wq.weight", "self_attn.q_proj.weight", Split.ROWS, Heads.QUERY),
-    Entry("attention.wk.weight", "self_attn.k_proj.weight", Split.ROWS, Heads.KEY),
-    Entry("attention.wv.weight", "self_attn.v_proj.weight", Split.ROWS, Heads.VALUE),
-    Entry("attention.wo.weight", "self_attn.o_proj.weight", Split.COLUMNS),
-    Entry("ffn_norm.weight", "post_attention_layernorm.weight", Split.WHOLE),
-    Entry("feed_forward.w1.weight", "mlp.gate_proj.weight", Split.ROWS),
-    Entry("feed_forward.w3.weight", "mlp.up_proj.weight", Split.ROWS),
-    Entry("feed_forward.w2.weight", "mlp.down_proj.weight", Split.COLUMNS),
+    Entry("attention_norm.weight", "input_layernorm.weight", "attn_norm.weight", Split.WHOLE),
+    Entry("attention.wq.weight", "self_attn.q_proj.weight", "attn_q.weight", Split.ROWS, Heads.QUERY),
+    Entry("attention.wk.weight", "self_attn.k_proj.weight", "attn_k.weight", Split.ROWS, Heads.KEY),
+    Entry("attention.wv.weight", "self_attn.v_proj.weight", "attn_v.weight", Split.ROWS, Heads.VALUE),
+    Entry("attention.wo.weight", "self_attn.o_proj.weight", "attn_output.weight", Split.COLUMNS),
+    Entry("ffn_norm.weight", "post_attention_layernorm.weight", "ffn_norm.weight", Split.WHOLE),
+    Entry("feed_forward.w1.weight", "mlp.gate_proj.weight", "ffn_gate.weight", Split.ROWS),
+    Entry("feed_forward.w3.weight", "mlp.up_proj.weight", "ffn_up.weight", Split.ROWS),
+    Entry("feed_forward.w2.weight", "mlp.down_proj.weight", "ffn_down.weight", Split.COLUMNS),
 )
-EMBEDDING = Entry("tok_embeddings.weight", "model.embed_tokens.weight", Split.EMBEDDING)
-NORM = Entry("norm.weight", "model.norm.weight", Split.WHOLE)
-HEAD = Entry("output.weight", "lm_head.weight", Split.ROWS)
+EMBEDDING = Entry("tok_embeddings.weight", "model.embed_tokens.weight", "token_embd.weight", Split.EMBEDDING)
+NORM = Entry("norm.weight", "model.norm.weight", "output_norm.weight", Split.WHOLE)
+HEAD = Entry("output.weight", "lm_head.weight", "output.weight", Split.ROWS)
 SKIPPED = re.compile(r"rope\.freqs|layers\.\d+\.attention\.(inner_attention\.)?rope\.freqs|mask|freqs_cis")
+LLAMA_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "initializer_range": 0.02,
+}
+"""What config.json says of every Llama."""
+
 _AXES: dict[Split, int | None] = {Split.ROWS: 0, Split.COLUMNS: 1, Split.WHOLE: None}
 _REQUIRED = ("dim", "n_layers", "n_heads")
 
@@ -69,7 +81,13 @@ _REQUIRED = ("dim", "n_layers", "n_heads")
 def table(num_layers: int) -> list[Entry]:
     """All tensors of a model, in the order in which they are written."""
     layers = [
-        Entry(f"layers.{layer}.{entry.meta}", f"model.layers.{layer}.{entry.hugging_face}", entry.split, entry.heads)
+        Entry(
+            f"layers.{layer}.{entry.meta}",
+            f"model.layers.{layer}.{entry.hugging_face}",
+            f"blk.{layer}.{entry.gguf}",
+            entry.split,
+            entry.heads,
+        )
         for layer in range(num_layers)
         for entry in LAYER
     ]
@@ -236,35 +254,38 @@ def hugging_face_config(params: Mapping[str, Any], tensors: MetaTensors) -> dict
     theta = float(params.get("rope_theta", 10000.0))
     scaled = bool(params.get("use_scaled_rope", False))
     config: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **LLAMA_CONFIG,
         "vocab_size": tensors.shape(EMBEDDING.hugging_face)[0],
         "hidden_size": int(params["dim"]),
         "intermediate_size": tensors.shape("model.layers.0.mlp.gate_proj.weight")[0],
         "num_hidden_layers": int(params["n_layers"]),
         "num_attention_heads": int(params["n_heads"]),
         "num_key_value_heads": int(params.get("n_kv_heads") or params["n_heads"]),
-        "hidden_act": "silu",
         "rms_norm_eps": float(params.get("norm_eps", 1e-5)),
         "rope_theta": theta,
-        "rope_scaling": None,
         "max_position_embeddings": int(params.get("max_seq_len") or _context(params, theta, scaled)),
-        "attention_bias": False,
-        "mlp_bias": False,
-        "initializer_range": 0.02,
         "tie_word_embeddings": tensors.tied,
         "torch_dtype": str(tensors.dtype(EMBEDDING.hugging_face)).removeprefix("torch."),
     }
     if scaled:
-        # params.json does not tell the factor: Meta used 8 in Llama 3.1, and 32 in 3.2, whose heads are tied.
-        config["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": float(params.get("rope_scaling_factor") or (32.0 if tensors.tied else 8.0)),
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        }
+        config["rope_scaling"] = llama_3_scaling(_scaling_factor(params, tensors.tied))
     return config
+
+
+def llama_3_scaling(factor: float) -> dict[str, Any]:
+    """Meta's rotary scaling since Llama 3.1; only the factor ever varied."""
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+def _scaling_factor(params: Mapping[str, Any], tied: bool) -> float:
+    """params.json does not tell the factor: Meta used 8 in Llama 3.1, and 32 in 3.2, whose heads are tied."""
+    return float(params.get("rope_scaling_factor") or (32.0 if tied else 8.0))
 
 
 def _context(params: Mapping[str, Any], theta: float, scaled: bool) -> int:

@@ -1,0 +1,58 @@
+"""`yangtuo export`: a model directory in the layout of other programs, GGUF for llama.cpp or Meta's own.
+
+It refuses to know either layout; `yangtuo.weights` does.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
+from yangtuo.config import ExportConfig
+from yangtuo.errors import ConfigError, FileError, UserError, raise_all
+from yangtuo.vocab.encoding import load_encoder
+from yangtuo.weights.gguf import write_gguf
+from yangtuo.weights.layouts import open_checkpoint, summarize
+from yangtuo.weights.meta_writer import write_meta
+
+GGUF_FILE = "model.gguf"
+_BY_DTYPE = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def run(config: ExportConfig) -> Artifact:
+    """Writes `config.output`: `model.gguf`, or `consolidated.*.pth`, `params.json` and the tokenizer."""
+    refuse_existing(config.output)
+    raise_all(_contradictions(config))
+    model = open_artifact(config.model, Kind.MODEL)
+    checkpoint = open_checkpoint(model.path)
+    if checkpoint.tokenizer is None:
+        raise FileError(f"{model.path} has no tokenizer", run=f"yangtuo convert --source {config.model} --output NAME")
+    encoder = load_encoder(checkpoint.tokenizer)
+    summary = summarize(checkpoint)
+    with draft(config, Kind.EXPORT, {"model": model}) as made:
+        details = {"format": config.format, **summary}
+        if config.format == "gguf":
+            details["quantization"] = _BY_DTYPE[summary["dtype"]] if config.quantize == "keep" else config.quantize
+            write_gguf(made.path / GGUF_FILE, checkpoint, details["quantization"])
+            details["file"] = GGUF_FILE
+        else:
+            write_meta(made.path, checkpoint, config.shards)
+            for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+                if (model.path / name).is_file() and (name == "tokenizer.model" or not _has_model_file(model)):
+                    shutil.copyfile(model.path / name, made.path / name)
+            details["shards"] = config.shards
+        made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=details)
+    return made.artifact
+
+
+def _has_model_file(model: Artifact) -> bool:
+    return (model.path / "tokenizer.model").is_file()
+
+
+def _contradictions(config: ExportConfig) -> list[UserError]:
+    errors: list[UserError] = []
+    if config.format == "meta" and config.quantize != "keep":
+        errors.append(ConfigError("Meta's layout is never quantised", found=f"--quantize {config.quantize}"))
+    if config.format == "gguf" and config.shards != 1:
+        errors.append(ConfigError("GGUF is written as one file", found=f"--shards {config.shards}"))
+    return errors

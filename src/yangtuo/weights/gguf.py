@@ -1,0 +1,288 @@
+"""GGUF, the format of llama.cpp: Llamas read from it and written to it, tensor by tensor.
+
+GGUF keeps query and key rows in Meta's rotary order, so both directions use the tables of `yangtuo.weights.meta`.
+Quantisation and file layout are the `gguf` library's. Specification: docs/gguf.md of ggml-org/ggml.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from yangtuo import console
+from yangtuo.errors import ConfigError, WeightsError
+from yangtuo.weights.checkpoint import Checkpoint, Tensors
+from yangtuo.weights.gguf_vocabulary import read_tokenizer, write_tokenizer
+from yangtuo.weights.meta import (
+    EMBEDDING,
+    HEAD,
+    LLAMA_CONFIG,
+    Entry,
+    Heads,
+    llama_3_scaling,
+    table,
+    to_halves,
+    to_pairs,
+)
+
+ROPE_FACTORS = "rope_freqs.weight"
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What the library can write, with the number of its general.file_type. Rows that do not divide into blocks stay F16.
+QUANTIZATIONS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
+
+
+class GgufTensors:
+    """The tensors of a GGUF file under Hugging Face's names and row order, dequantised when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        library = _library()
+        try:
+            self._reader = library.GGUFReader(path, "c")  # copy-on-write: torch wants memory that it might write
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise WeightsError(
+                f"{path} is no GGUF file that can be read",
+                found=f"{error} ({path.stat().st_size:,} bytes)",
+                expected="the whole file as published",
+            ) from error
+        self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
+        self._raw = {tensor.name: tensor for tensor in self._reader.tensors}
+        architecture = self.metadata.get("general.architecture")
+        if architecture != "llama":
+            raise WeightsError(f"{path} is no Llama", found=f"architecture {architecture}", expected="llama")
+        self._check_size(path)
+        self._dequantize = library.quants.dequantize
+        entries = [entry for entry in table(int(self._value("block_count"))) if entry.gguf in self._raw]
+        self._entries = {entry.hugging_face: entry for entry in entries}
+        self._check_names(path)
+        formats = {
+            self._raw[entry.gguf].tensor_type.name for entry in entries if len(self.shape(entry.hugging_face)) > 1
+        }
+        self._dtype = _FLOATS.get(formats.pop(), torch.float32) if len(formats) == 1 else torch.float32
+        self.tied = HEAD.hugging_face not in self._entries
+
+    def names(self) -> list[str]:
+        """Hugging Face's names, in the order of the table."""
+        return list(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape; GGUF writes it in reverse."""
+        return tuple(int(size) for size in reversed(self._raw[self._entries[name].gguf].shape))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The format of the matrices where they are of one float format, else float32."""
+        assert name in self._entries
+        return self._dtype
+
+    def get(self, name: str) -> torch.Tensor:
+        """The dequantised tensor."""
+        entry = self._entries[name]
+        raw = self._raw[entry.gguf]
+        form = raw.tensor_type.name
+        if form in ("F32", "F16"):
+            tensor = torch.from_numpy(raw.data)
+        elif form == "BF16":
+            tensor = torch.from_numpy(raw.data).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(self._dequantize(raw.data, raw.tensor_type))
+        tensor = tensor.reshape(self.shape(name)).to(self._dtype)
+        heads = self._heads(entry)
+        return to_halves(tensor, heads) if heads else tensor
+
+    def config(self) -> dict[str, Any]:
+        """What config.json says of this model."""
+        heads = int(self._value("attention.head_count"))
+        width = int(self._value("embedding_length"))
+        config: dict[str, Any] = {
+            **LLAMA_CONFIG,
+            "vocab_size": self.shape(EMBEDDING.hugging_face)[0],
+            "hidden_size": width,
+            "intermediate_size": int(self._value("feed_forward_length")),
+            "num_hidden_layers": int(self._value("block_count")),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(self._value("attention.head_count_kv", heads)),
+            "head_dim": int(self._value("attention.key_length", width // heads)),
+            "rms_norm_eps": _shortest(self._value("attention.layer_norm_rms_epsilon")),
+            "rope_theta": _shortest(self._value("rope.freq_base", 10000.0)),
+            "max_position_embeddings": int(self._value("context_length")),
+            "tie_word_embeddings": self.tied,
+            "torch_dtype": str(self._dtype).removeprefix("torch."),
+        }
+        if ROPE_FACTORS in self._raw:  # only Llama 3.1 and later have it; the other three numbers never varied
+            factor = float(self._raw[ROPE_FACTORS].data.max())
+            config["rope_scaling"] = llama_3_scaling(factor)
+        for name in ("bos", "eos"):
+            if f"tokenizer.ggml.{name}_token_id" in self.metadata:
+                config[f"{name}_token_id"] = int(self.metadata[f"tokenizer.ggml.{name}_token_id"])
+        return config
+
+    def _value(self, key: str, default: Any = None) -> Any:
+        value = self.metadata.get(f"llama.{key}", default)
+        if value is None:
+            raise WeightsError(f"the GGUF file lacks llama.{key}", expected="a file as llama.cpp's converter writes it")
+        return value
+
+    def _heads(self, entry: Entry) -> int | None:
+        heads = int(self._value("attention.head_count"))
+        key_value_heads = int(self._value("attention.head_count_kv", heads))
+        return {Heads.QUERY: heads, Heads.KEY: key_value_heads}.get(entry.heads) if entry.heads else None
+
+    def _check_size(self, path: Path) -> None:
+        end = max((int(t.data_offset) + int(t.n_bytes) for t in self._reader.tensors), default=0)
+        if end > path.stat().st_size:
+            raise WeightsError(
+                f"{path} is cut short", found=f"{path.stat().st_size:,} bytes", expected=f"{end:,} bytes"
+            )
+        if int(self.metadata.get("split.count", 1)) > 1:
+            raise WeightsError(f"{path} is one of several parts", run="llama-gguf-split --merge FIRST-PART WHOLE.gguf")
+
+    def _check_names(self, path: Path) -> None:
+        wanted = {entry.gguf for entry in table(int(self._value("block_count")))} - {HEAD.gguf}
+        missing = sorted(wanted - set(self._raw))
+        unknown = sorted(set(self._raw) - wanted - {HEAD.gguf, ROPE_FACTORS})
+        if missing or unknown:
+            raise WeightsError(
+                f"{path} does not hold the tensors of a Llama",
+                found=f"missing: {', '.join(missing[:4]) or 'none'}; unknown: {', '.join(unknown[:4]) or 'none'}",
+            )
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Opens a GGUF file as a checkpoint."""
+    tensors = GgufTensors(path)
+    config = tensors.config()
+    generation: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
+    return Checkpoint(
+        "GGUF",
+        tensors,
+        config,
+        write_tokenizer=lambda directory: write_tokenizer(directory, tensors.metadata),
+        generation=generation,
+    )
+
+
+def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
+    """Writes a Llama checkpoint with its tokenizer as one GGUF file, in the memory of one tensor.
+
+    `quantization` is one of `QUANTIZATIONS`; norms stay float32, as llama.cpp wants them, and in formats below eight
+    bits embedding and head stay q8_0. Raises `WeightsError` for models that are no Llama.
+    """
+    library = _library()
+    assert quantization in QUANTIZATIONS and checkpoint.tokenizer is not None
+    tensors, config = checkpoint.tensors, checkpoint.config
+    entries = {entry.hugging_face: entry for entry in table(int(config["num_hidden_layers"]))}
+    unknown = [name for name in tensors.names() if name not in entries]
+    if config.get("model_type") not in ("llama", "mistral") or unknown:
+        raise WeightsError(
+            "only Llamas can be written as GGUF here",
+            found=f"{config.get('model_type')}; tensors {', '.join(unknown[:4]) or 'as expected'}",
+            expected="model_type llama or mistral, without biases",
+        )
+    writer = library.GGUFWriter(path, "llama")
+    _add_metadata(writer, checkpoint, quantization)
+    factors = rope_factors(config)
+    types = {name: _tensor_type(library, name, tensors.shape(name), quantization) for name in tensors.names()}
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+    for name, kind in types.items():
+        shape = tensors.shape(name)
+        block, size = library.GGML_QUANT_SIZES[kind]
+        num_bytes = math.prod(shape) // block * size
+        writer.add_tensor_info(entries[name].gguf, shape, numpy.dtype("float32"), num_bytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    with console.progress("writing GGUF", len(types)) as bar:
+        for name, kind in types.items():
+            tensor = _in_pairs(tensors, name, entries[name], config)
+            writer.write_tensor_data(library.quants.quantize(tensor.float().numpy(), kind))
+            bar.advance()
+    writer.close()
+
+
+def rope_factors(config: Mapping[str, Any]) -> numpy.ndarray[Any, Any] | None:
+    """Llama 3.1's factors of the rotary frequencies, float32 (head_dim / 2,), or None for models without."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise WeightsError(f"rope scaling of type {kind} cannot be written as GGUF", expected="none, or llama3")
+    size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta", 10000.0))
+    length, factor = float(scaling["original_max_position_embeddings"]), float(scaling["factor"])
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+    waves = 2 * numpy.pi * theta ** (numpy.arange(0, size, 2, dtype=numpy.float64) / size)
+    smooth = (length / waves - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = numpy.where(waves < length / high, 1.0, numpy.where(waves > length / low, factor, between))
+    return factors.astype(numpy.float32)
+
+
+def _add_metadata(writer: Any, checkpoint: Checkpoint, quantization: str) -> None:
+    config = checkpoint.config
+    assert checkpoint.tokenizer is not None
+    rows = checkpoint.tensors.shape(EMBEDDING.hugging_face)[0]
+    heads = int(config["num_attention_heads"])
+    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or {}
+    writer.add_file_type(QUANTIZATIONS[quantization])
+    writer.add_quantization_version(2)
+    writer.add_vocab_size(rows)
+    writer.add_context_length(int(config["max_position_embeddings"]))
+    writer.add_embedding_length(int(config["hidden_size"]))
+    writer.add_block_count(int(config["num_hidden_layers"]))
+    writer.add_feed_forward_length(int(config["intermediate_size"]))
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)))
+    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
+    for key, value in read_tokenizer(checkpoint.tokenizer, rows).items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_uint32(key, value)
+
+
+def _tensor_type(library: Any, name: str, shape: tuple[int, ...], quantization: str) -> Any:
+    types = library.GGMLQuantizationType
+    if len(shape) == 1:
+        return types.F32
+    is_vocabulary = name in (EMBEDDING.hugging_face, HEAD.hugging_face)
+    kind = types["Q8_0" if is_vocabulary and quantization[:2] in ("q4", "q5") else quantization.upper()]
+    return kind if shape[-1] % library.GGML_QUANT_SIZES[kind][0] == 0 else types.F16
+
+
+def _in_pairs(tensors: Tensors, name: str, entry: Entry, config: Mapping[str, Any]) -> torch.Tensor:
+    tensor = tensors.get(name)
+    if entry.heads is Heads.QUERY:
+        return to_pairs(tensor, int(config["num_attention_heads"]))
+    if entry.heads is Heads.KEY:
+        return to_pairs(tensor, int(config.get("num_key_value_heads") or config["num_attention_heads"]))
+    return tensor
+
+
+def _shortest(value: float) -> float:
+    """The shortest decimal that rounds to the same float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(numpy.float32(value)))
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise ConfigError("GGUF files need the gguf library", run="pip install 'yangtuo[export]'") from error
+    return gguf

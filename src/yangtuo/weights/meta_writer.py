@@ -1,0 +1,149 @@
+"""Llamas written in Meta's layout: `consolidated.*.pth` for any number of shards, and `params.json`.
+
+The inverse of `yangtuo.weights.meta`, by the same tables. It refuses to know tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yangtuo import console
+from yangtuo.errors import ConfigError, UserError, WeightsError, raise_all
+from yangtuo.weights.checkpoint import Checkpoint, Tensors
+from yangtuo.weights.meta import EMBEDDING, HEAD, Entry, Heads, Split, table, to_pairs
+from yangtuo.weights.reader import open_tensors
+from yangtuo.weights.writer import ShardedWriter, TensorSpec
+
+_LLAMA_3_THETA = 500_000.0
+_MULTIPLES = (256, 1024, 4096, 512, 128, 64, 32, 16, 8, 4, 2, 1)
+
+
+def write_meta(directory: Path, checkpoint: Checkpoint, num_shards: int) -> None:
+    """Writes a Llama checkpoint in Meta's layout, one shard at a time, in the memory of a few tensors.
+
+    Tied heads are written out, as Meta does. Raises `ConfigError` where the heads cannot be dealt to `num_shards`, and
+    `WeightsError` for models that are no Llama.
+    """
+    config, tensors = checkpoint.config, checkpoint.tensors
+    entries = table(int(config["num_hidden_layers"]))
+    raise_all(_problems(checkpoint, entries, num_shards))
+    params = _params(config, HEAD.hugging_face not in tensors.names())
+    (directory / "params.json").write_text(json.dumps(params) + "\n", encoding="utf-8")
+    with console.progress("writing Meta's layout", num_shards * len(entries)) as bar:
+        for shard in range(num_shards):
+            target = directory / f"consolidated.{shard:02d}.pth"
+            plan = {entry.meta: _spec(tensors, entry, config, shard, num_shards) for entry in entries}
+            # An archive is saved from whole tensors: they are laid out on disk first, and mapped from there.
+            scratch = directory / f".consolidated.{shard:02d}"
+            scratch.mkdir()
+            with ShardedWriter(scratch, 1 << 62, plan=plan) as writer:
+                for entry in entries:
+                    writer.add(entry.meta, _part(tensors, entry, config, shard, num_shards).clone())
+                    bar.advance()
+                writer.close()
+            with open_tensors(scratch) as laid_out:
+                torch.save({name: laid_out.get(name) for name in plan}, target)
+            (scratch / "model.safetensors").unlink()
+            scratch.rmdir()
+
+
+def _problems(checkpoint: Checkpoint, entries: list[Entry], num_shards: int) -> list[UserError]:
+    config, errors = checkpoint.config, list[UserError]()
+    unknown = sorted(set(checkpoint.tensors.names()) - {entry.hugging_face for entry in entries})
+    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    if unknown or config.get("model_type") not in ("llama", "mistral"):
+        found = f"{config.get('model_type')}; tensors {', '.join(unknown[:4]) or 'as expected'}"
+        errors.append(WeightsError("only Llamas have a form in Meta's layout", found=found))
+    if int(config.get("head_dim") or width // heads) * heads != width:
+        errors.append(WeightsError("Meta's layout has no place for head_dim", found=f"{heads} heads, width {width}"))
+    key_value_heads = int(config.get("num_key_value_heads") or heads)
+    fits = heads % num_shards == 0 and int(config["intermediate_size"]) % num_shards == 0 and width % num_shards == 0
+    if not fits or (key_value_heads % num_shards and num_shards % key_value_heads):
+        found = f"{heads} heads over {key_value_heads}, width {width}, {config['intermediate_size']} inside"
+        errors.append(
+            ConfigError(f"the model cannot be dealt to {num_shards} shards", found=found, expected="divisors of these")
+        )
+    return errors
+
+
+def _params(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    width, inside = int(config["hidden_size"]), int(config["intermediate_size"])
+    rope = config.get("rope_parameters") or {}
+    scaling = rope if rope.get("rope_type", "default") != "default" else config.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or config.get("rope_theta", 10000.0))
+    params: dict[str, Any] = {
+        "dim": width,
+        "n_layers": int(config["num_hidden_layers"]),
+        "n_heads": int(config["num_attention_heads"]),
+        "n_kv_heads": int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+        "norm_eps": float(config["rms_norm_eps"]),
+        "vocab_size": int(config["vocab_size"]),
+        **_inner_size(width, inside),
+    }
+    if theta != 10000.0:
+        params["rope_theta"] = theta
+    if scaling:
+        if scaling.get("rope_type", scaling.get("type")) != "llama3":
+            raise WeightsError("Meta's layout knows one rope scaling", found=str(scaling), expected="llama3")
+        params["use_scaled_rope"] = True
+        if float(scaling["factor"]) != (32.0 if tied else 8.0):  # what readers assume, see `meta`
+            params["rope_scaling_factor"] = float(scaling["factor"])
+    return params
+
+
+def _inner_size(width: int, inside: int) -> dict[str, Any]:
+    """`multiple_of` and, where it takes one, `ffn_dim_multiplier` from which Meta's code computes `inside`."""
+    usual = 8 * width // 3
+    for multiple in _MULTIPLES:
+        if multiple * math.ceil(usual / multiple) == inside:
+            return {"multiple_of": multiple}
+    multiple = next(multiple for multiple in _MULTIPLES if inside % multiple == 0)
+    return {"multiple_of": multiple, "ffn_dim_multiplier": round((inside - multiple / 2 + 0.5) / usual, 6)}
+
+
+def _bounds(size: int, shard: int, num_shards: int) -> slice:
+    return slice(size * shard // num_shards, size * (shard + 1) // num_shards)
+
+
+def _part(tensors: Tensors, entry: Entry, config: Mapping[str, Any], shard: int, num_shards: int) -> torch.Tensor:
+    """One shard's part of a tensor, in Meta's row order."""
+    name = entry.hugging_face if entry.hugging_face in tensors.names() else EMBEDDING.hugging_face
+    tensor = tensors.get(name)
+    heads = int(config["num_attention_heads"])
+    key_value_heads = int(config.get("num_key_value_heads") or heads)
+    if entry.heads is Heads.QUERY:
+        tensor = to_pairs(tensor, heads)
+    elif entry.heads is Heads.KEY:
+        tensor = to_pairs(tensor, key_value_heads)
+    axis, part = _cut(entry, config, tuple(tensor.shape), shard, num_shards)
+    return tensor if axis is None else tensor[part] if axis == 0 else tensor[:, part]
+
+
+def _spec(tensors: Tensors, entry: Entry, config: Mapping[str, Any], shard: int, num_shards: int) -> TensorSpec:
+    name = entry.hugging_face if entry.hugging_face in tensors.names() else EMBEDDING.hugging_face
+    shape = tensors.shape(name)
+    axis, part = _cut(entry, config, shape, shard, num_shards)
+    sizes = tuple(part.stop - part.start if i == axis else size for i, size in enumerate(shape))
+    return TensorSpec(sizes, tensors.dtype(name))
+
+
+def _cut(
+    entry: Entry, config: Mapping[str, Any], shape: tuple[int, ...], shard: int, num_shards: int
+) -> tuple[int | None, slice]:
+    """Axis and range of one shard's part; with more shards than key-value heads, neighbours share a head."""
+    if entry.split is Split.WHOLE or num_shards == 1:
+        return None, slice(0, shape[0])
+    key_value_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    if entry.heads in (Heads.KEY, Heads.VALUE) and num_shards > key_value_heads:
+        return 0, _bounds(shape[0], shard * key_value_heads // num_shards, key_value_heads)
+    axis = 0 if entry.split is Split.ROWS else 1
+    if entry.split is Split.EMBEDDING:
+        rope = config.get("rope_parameters") or config
+        axis = 0 if float(rope.get("rope_theta", 10000.0)) >= _LLAMA_3_THETA else 1
+    return axis, _bounds(shape[axis], shard, num_shards)
