@@ -130,7 +130,7 @@ class TokenizerTrainConfig(StageConfig):
     """The directory of learned pieces to write."""
     script: Words = ("Han",)
     """Unicode scripts that new pieces may be made of, beside CJK punctuation where Han is among them; repeatable."""
-    sample_bytes: Positive = 1_000_000_000
+    sample_bytes: Positive = 200_000_000
     """At most this many bytes of text are read into memory; larger corpora are sampled evenly."""
     dry_run: Annotated[bool, HOW] = False
     """Only say what would be learned and whether expansion is likely to pay."""

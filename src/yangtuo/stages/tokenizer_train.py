@@ -1,21 +1,31 @@
 """`yangtuo tokenizer train`: learns new pieces for a base tokenizer from a corpus.
 
-Reads like its summary: the base, the text, the pieces, the file that `tokenizer merge` takes.
+Reads like its summary: the base, an even sample of the text, the pieces, the file that `tokenizer merge` takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import TokenizerTrainConfig
-from yangtuo.vocab.directory import MODEL_FILE
-from yangtuo.vocab.learn import learn_pieces
-from yangtuo.vocab.merge import read_base
-from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.data.readers import read_documents
+from yangtuo.data.records import (
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    decode,
+    is_compressed,
+    list_files,
+    open_bytes,
+    suffix,
+)
+from yangtuo.vocab.base import open_base
 from yangtuo.vocab.scripts import compile_scripts
+
+_EXPANSION = 4  # bytes of text that a byte of gzip or zstd is taken to hold
+_LEAST_PART = 1 << 20  # no smaller part of a file is read, unless the file is smaller
 
 
 def run(config: TokenizerTrainConfig) -> Artifact:
@@ -24,18 +34,46 @@ def run(config: TokenizerTrainConfig) -> Artifact:
     base = open_artifact(config.base, Kind.TOKENIZER, Kind.MODEL)
     corpora = [open_artifact(source) for source in config.corpus]
     scripts = compile_scripts(config.script)
-    proto = read_base(base.path)
-    texts = (text for corpus in corpora for text in _texts(corpus.path))
-    learned = learn_pieces(proto, texts, config.size, scripts)
+    tokenizer = open_base(base.path)
+    texts = _sampled_texts([corpus.path for corpus in corpora], config.sample_bytes)
     parents = {"base": base} | {f"corpus {number}": corpus for number, corpus in enumerate(corpora, 1)}
     with draft(config, Kind.TOKENIZER, parents) as made:
-        (made.path / MODEL_FILE).write_bytes(sentencepiece_pieces(learned.pieces))
-        made.describe(details={"pieces": len(learned.pieces), "characters": learned.num_characters})
-    console.note(f"{len(learned.pieces):,} new pieces, {learned.num_characters:,} of them single characters")
+        learned = tokenizer.learn(texts, config.size, scripts, made.path)
+        details = {"pieces": learned.num_pieces, "characters": learned.num_characters, "script": list(config.script)}
+        made.describe(details=details)
+    console.note(f"{learned.num_pieces:,} new pieces, {learned.num_characters:,} of them single characters")
     return made.artifact
 
 
-def _texts(path: Path) -> Iterator[str]:
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    for file in files:
-        yield file.read_text(encoding="utf-8")
+def _sampled_texts(paths: Sequence[Path], budget: int) -> Iterator[str]:
+    """The texts of all files, or where they hold more than `budget` bytes, an even share of each."""
+    files = [file for path in paths for file in list_files(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES))]
+    sizes = [file.stat().st_size * (_EXPANSION if is_compressed(file) else 1) for file in files]
+    share = min(budget / max(sum(sizes), 1), 1.0)
+    if share < 1:
+        console.note(f"{sum(sizes) / 1e9:.2f} GB of text: {share:.1%} of it, taken from every part, is read")
+    with console.progress("reading", sum(sizes), "bytes") as bar:
+        credit = 0.0
+        for file, size in zip(files, sizes, strict=True):
+            credit += share * size
+            # Many small files: every so many-th is read whole. Few large ones: each gives its beginning.
+            if share == 1 or credit >= min(size, _LEAST_PART):
+                part = size if share == 1 else min(size, int(credit))
+                credit -= part
+                yield from _beginning(file, part, whole=part == size)
+            bar.advance(size)
+
+
+def _beginning(file: Path, num_bytes: int, whole: bool) -> Iterator[str]:
+    if whole or suffix(file) not in TEXT_SUFFIXES:
+        left = num_bytes
+        for document in read_documents(file):
+            yield document.text
+            left -= len(document.text.encode("utf-8", errors="replace"))
+            if left <= 0 and not whole:
+                return
+        return
+    with open_bytes(file) as stream:
+        data = stream.read(num_bytes)
+    complete = data.rpartition(b"\n")[0] or data
+    yield decode(complete, str(file))[0]

@@ -41,7 +41,6 @@ def write_sentencepiece(
     proto_bytes: bytes,
     *,
     settings: Mapping[str, Any] | None = None,
-    pad_token: str | None = None,
     controls: Sequence[str] = (),
 ) -> None:
     """Writes tokenizer.model, tokenizer.json and tokenizer_config.json, alike in ids, into `directory`.
@@ -65,7 +64,6 @@ def write_sentencepiece(
         "model_max_length": 1_000_000_000_000,
         **special,
         **kept,
-        **({"pad_token": pad_token} if pad_token else {}),
         "tokenizer_class": _VERBATIM_CLASS,
     }
     _write_json(directory / CONFIG_FILE, config)
@@ -74,6 +72,7 @@ def write_sentencepiece(
 def write_byte_level(directory: Path, fast_json: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Writes a byte-level BPE tokenizer: the content of its tokenizer.json and of its tokenizer_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in settings.items() if name not in _STALE_SETTINGS}
     (directory / FAST_FILE).write_text(json.dumps(fast_json, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     _write_json(directory / CONFIG_FILE, {**settings, "tokenizer_class": _VERBATIM_CLASS})
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -22,6 +22,10 @@ CHARACTER_COVERAGE = 0.9995
 """Share of the text's characters that get a piece of their own; the rare rest stays bytes."""
 MAX_PIECE_LENGTH = 16
 _MIN_COUNT = 2
+_SAMPLE = 1_000_000  # characters on which characters are weighed against merges
+_BLOCK = 1 << 15
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -39,50 +43,102 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts) -
     Raises `VocabularyError` where the texts hold fewer.
     """
     known = {piece.piece for piece in base.pieces if piece.type == NORMAL}
-    lines, counts = _script_lines(texts, scripts)
-    if not counts:
-        raise _no_script(scripts)
-    characters = _covering(counts)
-    min_count = _MIN_COUNT
-    new = [character for character in characters if character not in known]
-    learned = _learn(lines, characters, new, known, size, min_count)
-    # A character saves two tokens each time it is met, a merge one: where characters crowd the merges out, both
-    # are held to the same gain.
-    while len(new) > size // 2 and len(learned) >= size:
-        characters = [one for one in characters if 2 * counts[one] > min_count + 1 or one in known]
-        kept = [one for one in characters if one not in known]
-        stricter = _learn(lines, characters, kept, known, size, min_count + 1)
-        if len(stricter) < size:
-            break
-        min_count, new, learned = min_count + 1, kept, stricter
-    if len(learned) < size:
-        raise too_few(size, len(learned))
-    pieces = learned[:size]
+    lines, counts = script_lines(texts, scripts, blank=BLANK)
+    # A character without a piece is three bytes in the scripts that matter here, so a piece saves two tokens.
+    gains = {one: 0 if one in known else 2 * counts[one] for one in covering_characters(counts)}
+
+    def learn(some: Sequence[str], characters: Sequence[str], min_count: int) -> list[str]:
+        new = [one for one in characters if one not in known]
+        wanted = max(size - len(new), 0)
+        merges = train_merges(_restricted(some, set(characters)), characters, wanted, min_count)
+        products = dict.fromkeys(left + right for left, right in merges)
+        return [*new, *(piece for piece in products if piece not in known)]
+
+    pieces = balanced(size, gains, lines, learn)
     return Learned(pieces, sum(len(piece) == 1 for piece in pieces))
 
 
-def _learn(
-    lines: Sequence[str], characters: Sequence[str], new: Sequence[str], known: set[str], size: int, min_count: int
-) -> list[str]:
-    merges = train_merges(_restricted(lines, set(characters)), characters, max(size - len(new), 0), min_count)
-    products = dict.fromkeys(left + right for left, right in merges)
-    return [*new, *(piece for piece in products if piece not in known)]
+def balanced(
+    size: int,
+    gains: Mapping[str, int],
+    lines: Sequence[str],
+    learn: Callable[[Sequence[str], Sequence[str], int], list[Item]],
+) -> list[Item]:
+    """The first `size` items of `learn(lines, characters, min_count)`, characters and merges held to one gain.
+
+    `gains` has the tokens that a piece for a character would save, most frequent character first, 0 where the base
+    has one. Where new characters take more than half of `size`, rare ones are given up together with rare merges;
+    how many, is found on a sample. Raises `VocabularyError` where even the most generous choice is too small.
+    """
+    characters = list(gains)
+    if sum(gain > 0 for gain in gains.values()) > size // 2:
+        sample, fraction = _sample(lines)
+
+        def chosen(min_gain: int) -> list[str]:
+            return [one for one in characters if gains[one] == 0 or gains[one] * fraction >= min_gain]
+
+        low, high = _MIN_COUNT, 2 * _MIN_COUNT
+        while len(learn(sample, chosen(high), high)) >= size:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if len(learn(sample, chosen(middle), middle)) >= size:
+                low = middle
+            else:
+                high = middle
+        characters = chosen(low)
+    learned = learn(lines, characters, _MIN_COUNT)
+    if len(learned) < size:
+        learned = learn(lines, list(gains), _MIN_COUNT)
+    if len(learned) < size:
+        raise _too_few(size, len(learned))
+    return learned[:size]
 
 
-def _script_lines(texts: Iterable[str], scripts: Scripts) -> tuple[list[str], Counter[str]]:
+def _sample(lines: Sequence[str]) -> tuple[list[str], float]:
+    """Evenly spread parts of the lines, and the share of all characters that they hold."""
+    total = sum(map(len, lines))
+    if total <= _SAMPLE:
+        return list(lines), 1.0
+    blocks = [block for line in lines for block in cut_blocks(line)]
+    taken = blocks[:: -(-total // _SAMPLE)]
+    return taken, sum(map(len, taken)) / total
+
+
+def cut_blocks(line: str) -> Iterator[str]:
+    """Parts of about 32,000 characters, cut at newlines."""
+    start = 0
+    while start < len(line):
+        end = line.find("\n", start + _BLOCK)
+        end = len(line) if end < 0 else end
+        yield line[start:end]
+        start = end
+
+
+def script_lines(texts: Iterable[str], scripts: Scripts, *, blank: str) -> tuple[list[str], Counter[str]]:
+    """The runs of `scripts` in each text, parted by newlines, and how often each character is met.
+
+    Blanks at the head of runs are written as `blank`. Raises `VocabularyError` where there is no such text.
+    """
     lines: list[str] = []
     counts: Counter[str] = Counter()
     for text in texts:
-        line = "\n".join(scripts.runs(text)).replace(" ", BLANK)
+        line = "\n".join(scripts.runs(text)).replace(" ", blank)
         if line:
             lines.append(line)
             counts.update(line)
     del counts["\n"]
+    if not counts:
+        raise VocabularyError(
+            f"the corpus holds no text in {' or '.join(scripts.names)}",
+            found="no character of that script",
+            expected="text in the language to learn, or another --script",
+        )
     return lines, counts
 
 
-def _covering(counts: Counter[str]) -> list[str]:
-    """The most frequent characters that make up the wanted share of all, in that order."""
+def covering_characters(counts: Counter[str]) -> list[str]:
+    """The most frequent characters that make up `CHARACTER_COVERAGE` of all, in that order."""
     left = CHARACTER_COVERAGE * counts.total()
     covering: list[str] = []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -123,19 +179,10 @@ def train_merges(
     return [(left, right) for left, right in merges]
 
 
-def too_few(size: int, held: int) -> VocabularyError:
-    """The error for a corpus that does not hold `size` pieces."""
+def _too_few(size: int, held: int) -> VocabularyError:
     return VocabularyError(
         f"the corpus does not hold {size:,} new pieces",
         found=f"{held:,} pieces that occur at least twice",
         expected="a larger corpus, or a smaller --size",
         run=f"the same command with --size {max(held // 100 * 100, 1)}",
-    )
-
-
-def _no_script(scripts: Scripts) -> VocabularyError:
-    return VocabularyError(
-        f"the corpus holds no text in {' or '.join(scripts.names)}",
-        found="no character of that script",
-        expected="text in the language to learn, or another --script",
     )

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.directory import MODEL_FILE
 from yangtuo.vocab.scripts import BLANK, Scripts
-from yangtuo.vocab.sentencepiece_model import CONTROL, NORMAL, load_processor, read_model, require_extensible
+from yangtuo.vocab.sentencepiece_model import CONTROL, NORMAL, load_processor
 
 _MAX_ROUNDS = 8
 
@@ -33,18 +31,6 @@ class Merged:
     out_of_script: list[str] = field(default_factory=list)
     unreachable: list[str] = field(default_factory=list)
     """Pieces left out because merges never produce them."""
-
-
-def read_base(path: Path) -> Any:
-    """The SentencePiece BPE model at `path`, a file or a directory; raises where there is none, or of another kind."""
-    proto = read_pieces(path)
-    require_extensible(proto, str(path))
-    return proto
-
-
-def read_pieces(path: Path) -> Any:
-    """Any SentencePiece model at `path`, a file or a directory."""
-    return read_model(path / MODEL_FILE if path.is_dir() else path)
 
 
 def ordered_pieces(proto: Any) -> list[str]:

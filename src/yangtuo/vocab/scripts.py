@@ -19,6 +19,7 @@ _CJK_PUNCTUATION = r"\u3000-\u303F\uFE30-\uFE4F\uFF01-\uFF0F\uFF1A-\uFF20\uFF3B-
 _SHARED_PUNCTUATION = "\u2018\u2019\u201c\u201d\u2026\u2014\u00b7"
 _EAST_ASIAN = {"Han", "Hiragana", "Katakana", "Bopomofo"}
 _UNSPACED = _EAST_ASIAN | {"Thai", "Lao", "Khmer", "Myanmar", "Tibetan"}
+_UTF8_LENGTH = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}
 BLANK = "\u2581"
 
 
@@ -33,6 +34,8 @@ class Scripts:
     """Pattern of a stretch of text from which pieces are learned."""
     whole: Any
     """Pattern that all of an acceptable piece matches."""
+    takes_blank: bool
+    """Whether words are parted by blanks, so that a piece may start with one."""
 
     def runs(self, text: str) -> list[str]:
         """The stretches of `text` that pieces may be learned from, in order."""
@@ -41,6 +44,21 @@ class Scripts:
     def accepts(self, piece: str) -> bool:
         """Whether `piece` (blanks written as U+2581) may become a new piece."""
         return self.whole.fullmatch(piece) is not None and self.own.search(piece) is not None
+
+    def begins(self, complete: bytes, partial: bytes) -> bool:
+        """Whether UTF-8 `complete` is acceptable or empty, and a third of the characters that begin with `partial` are.
+
+        Not all of them, for full-width punctuation shares its block with full-width digits and letters.
+        """
+        if complete and not self.accepts(complete.decode("utf-8")):
+            return False
+        missing = _UTF8_LENGTH.get(partial[0] >> 4, 0) - len(partial)
+        if missing not in (1, 2):
+            return False
+        tails = [bytes([a]) if missing == 1 else bytes([a, 0x9F]) for a in range(0x80, 0xC0)]
+        candidates = [(partial + tail).decode("utf-8", errors="ignore") for tail in tails]
+        owned = sum(bool(one) and self.own.match(one) is not None for one in candidates)
+        return 3 * owned > len(candidates)
 
     def share(self, text: str) -> float:
         """The share of the characters of `text` that are proper to the scripts, 0 for none."""
@@ -69,4 +87,5 @@ def compile_scripts(names: Sequence[str]) -> Scripts:
         own=regex.compile(f"[{letters}{punctuation}]"),
         run=regex.compile(runs),
         whole=regex.compile(f"{lead}[{letters}{punctuation}{beside}]+"),
+        takes_blank=bool(lead),
     )

@@ -1,0 +1,178 @@
+"""A base tokenizer that can be extended, of either family, behind one protocol: learn for it, join to it.
+
+The family decides the form of learned pieces on disk: a SentencePiece model, or GPT-2's merges.txt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from yangtuo.errors import FileError, VocabularyError
+from yangtuo.vocab.byte_level import Merge, learn_merges, merge_byte_level, require_byte_level
+from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings, write_byte_level, write_sentencepiece
+from yangtuo.vocab.encoding import is_sentencepiece, read_fast_json
+from yangtuo.vocab.learn import learn_pieces
+from yangtuo.vocab.merge import merge_faithful, merge_published, ordered_pieces
+from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.vocab.scripts import Scripts
+from yangtuo.vocab.sentencepiece_model import read_model, require_extensible
+
+MERGES_FILE = "merges.txt"
+Style = Literal["faithful", "published"]
+_PADS = ("[PAD]", "<pad>", "<|pad|>")
+
+
+@dataclass(frozen=True)
+class LearnedPieces:
+    """What was written, in figures."""
+
+    num_pieces: int
+    num_characters: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the pieces that were to be joined; all by their text."""
+
+    added: list[str]
+    closed: list[str] = field(default_factory=list)
+    """Intermediates among `added` that were not asked for, but without which others cannot be reached."""
+    out_of_script: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+
+
+class Base(Protocol):
+    """A tokenizer to extend."""
+
+    @property
+    def size(self) -> int:
+        """Number of its ids."""
+        ...
+
+    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
+        """Learns `size` new pieces and writes them into `directory`."""
+        ...
+
+    def merge(
+        self, pieces: Path, style: Style, scripts: Scripts, add_tokens: Sequence[str], directory: Path
+    ) -> Outcome:
+        """Joins the pieces at `pieces` and the control tokens to the base, and writes a tokenizer directory."""
+        ...
+
+
+def open_base(path: Path) -> Base:
+    """Opens a tokenizer directory, a tokenizer.model or a tokenizer.json; raises where it cannot be extended."""
+    model = path / MODEL_FILE if path.is_dir() else path
+    fast = path / FAST_FILE if path.is_dir() else path
+    settings = read_settings(path) if path.is_dir() else {}
+    if (path.is_file() and path.suffix != ".json") or is_sentencepiece(model):
+        proto = read_model(model)
+        require_extensible(proto, str(path))
+        return SentencePieceBase(proto, settings)
+    if fast.is_file():
+        content = read_fast_json(fast)
+        require_byte_level(content, str(path))
+        return ByteLevelBase(content, settings)
+    raise FileError(f"{path} holds no tokenizer", expected=f"{MODEL_FILE} or {FAST_FILE}")
+
+
+@dataclass(frozen=True)
+class SentencePieceBase:
+    """A SentencePiece BPE model and the settings beside it."""
+
+    proto: Any = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of pieces."""
+        return len(self.proto.pieces)
+
+    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
+        """Learns pieces and writes them as a SentencePiece model."""
+        learned = learn_pieces(self.proto, texts, size, scripts)
+        (directory / MODEL_FILE).write_bytes(sentencepiece_pieces(learned.pieces))
+        return LearnedPieces(len(learned.pieces), learned.num_characters)
+
+    def merge(
+        self, pieces: Path, style: Style, scripts: Scripts, add_tokens: Sequence[str], directory: Path
+    ) -> Outcome:
+        """Joins a SentencePiece model's pieces; writes tokenizer.model, tokenizer.json and the settings."""
+        file = pieces / MODEL_FILE if pieces.is_dir() else pieces
+        if pieces.is_dir() and not file.is_file():
+            raise _other_family(pieces, MODEL_FILE, "SentencePiece")
+        model = read_model(file)
+        if style == "published":
+            merged = merge_published(self.proto, model, add_tokens)
+        else:
+            merged = merge_faithful(self.proto, ordered_pieces(model), scripts, add_tokens)
+        settings = {**self.settings, **_pad(add_tokens)}
+        write_sentencepiece(directory, merged.model, settings=settings, controls=add_tokens)
+        return Outcome(merged.added, merged.closed, merged.out_of_script, merged.unreachable)
+
+
+@dataclass(frozen=True)
+class ByteLevelBase:
+    """The content of a byte-level tokenizer.json and the settings beside it."""
+
+    content: Mapping[str, Any] = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        added = (token["id"] for token in self.content["added_tokens"])
+        largest: int = max([*self.content["model"]["vocab"].values(), *added])
+        return largest + 1
+
+    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
+        """Learns merges and writes them as merges.txt."""
+        learned = learn_merges(self.content, texts, size, scripts)
+        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learned.merges)]
+        (directory / MERGES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return LearnedPieces(len(learned.merges), learned.num_characters)
+
+    def merge(
+        self, pieces: Path, style: Style, scripts: Scripts, add_tokens: Sequence[str], directory: Path
+    ) -> Outcome:
+        """Joins the merges of a merges.txt; writes tokenizer.json and the settings."""
+        if style == "published":
+            raise VocabularyError(
+                "the published style is a recipe for SentencePiece models",
+                found="a byte-level BPE base",
+                expected="--style faithful",
+            )
+        file = pieces / MERGES_FILE if pieces.is_dir() else pieces
+        if not file.is_file() or file.suffix != ".txt":
+            raise _other_family(pieces, MERGES_FILE, "byte-level")
+        merged = merge_byte_level(self.content, _read_merges(file), scripts, add_tokens)
+        write_byte_level(directory, merged.content, {**self.settings, **_pad(add_tokens)})
+        return Outcome(merged.added, [], merged.out_of_script, merged.unreachable)
+
+
+def _read_merges(file: Path) -> list[Merge]:
+    merges: list[Merge] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("#version") or not line:
+            continue
+        left, blank, right = line.partition(" ")
+        if not (left and blank and right) or " " in right:
+            raise FileError(f"{file} is not a list of merges", found=f"line {number}: {line!r}", expected="LEFT RIGHT")
+        merges.append((left, right))
+    return merges
+
+
+def _pad(add_tokens: Sequence[str]) -> dict[str, str]:
+    pads = [token for token in add_tokens if token in _PADS]
+    return {"pad_token": pads[0]} if pads else {}
+
+
+def _other_family(pieces: Path, file: str, family: str) -> VocabularyError:
+    return VocabularyError(
+        f"{pieces} holds no pieces for a {family} base",
+        expected=f"a {file} of pieces; the families' pieces cannot be exchanged",
+        run="yangtuo tokenizer train --base BASE --corpus TEXTS --size SIZE --output PIECES",
+    )

@@ -1,0 +1,251 @@
+"""Byte-level BPE tokenizers (GPT-2, Llama 3, SmolLM2, Qwen): reading with checks, learning and joining merges.
+
+The base's merges are continued under its own pre-tokenizer. First each wanted character becomes one piece, through
+merges of its bytes from the left; then words are merged out of whole characters, so that no new merge can take part
+in text of other scripts. Knows no directory layout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from yangtuo.errors import VocabularyError
+from yangtuo.vocab.engines import FastEngine
+from yangtuo.vocab.learn import balanced, covering_characters, cut_blocks, script_lines, train_merges
+from yangtuo.vocab.scripts import Scripts
+from yangtuo.vocab.sentencepiece_model import added_token
+
+Merge = tuple[str, str]
+_MAX_MISSING_BYTES = 56  # SmolLM2 lacks 21 bytes, which only rare or invalid UTF-8 holds
+_FIRST_SYMBOL = 0xF0000  # private characters stand for pieces while merges are counted
+
+
+def _byte_characters() -> dict[int, str]:
+    """GPT-2's printable character for each byte."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + rank) for rank, byte in enumerate(others)}
+
+
+_TO_CHARACTER = _byte_characters()
+_TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
+
+
+def to_byte_level(text: str) -> str:
+    """`text` as byte-level vocabularies write it: one printable character a UTF-8 byte."""
+    return "".join(_TO_CHARACTER[byte] for byte in text.encode("utf-8"))
+
+
+def piece_bytes(piece: str) -> bytes:
+    """The bytes of a byte-level piece; an added token's text is taken as it is."""
+    if all(character in _TO_BYTE for character in piece):
+        return bytes(_TO_BYTE[character] for character in piece)
+    return piece.encode("utf-8")
+
+
+def require_byte_level(content: Mapping[str, Any], name: str) -> None:
+    """Raises `VocabularyError` unless the tokenizer.json `content` is byte-level BPE."""
+    kind = content["model"]["type"]
+    steps = json.dumps([content.get("pre_tokenizer"), content.get("normalizer")])
+    missing = 256 - sum(character in content["model"]["vocab"] for character in _TO_BYTE)
+    if kind != "BPE" or '"ByteLevel"' not in steps or missing > _MAX_MISSING_BYTES:
+        raise VocabularyError(
+            f"{name} cannot be extended with merges",
+            found=f"a {kind} model, {'byte-level' if 'ByteLevel' in steps else 'not byte-level'}, "
+            f"{missing} of 256 bytes without a piece",
+            expected="byte-level BPE (Llama 3, SmolLM2, Qwen) or a SentencePiece BPE model (LLaMA, Mistral)",
+        )
+
+
+@dataclass(frozen=True)
+class LearnedMerges:
+    """New merges in their order."""
+
+    merges: list[Merge]
+    num_characters: int
+    """How many whole characters they form."""
+
+
+def learn_merges(base: Mapping[str, Any], texts: Iterable[str], size: int, scripts: Scripts) -> LearnedMerges:
+    """Learns `size` merges of `scripts` after those of the tokenizer.json content `base`, from `texts`.
+
+    Raises `VocabularyError` where the texts hold fewer.
+    """
+    lines, counts = script_lines(texts, scripts, blank=" ")
+    engine = FastEngine(base)
+    pieces = _pieces(base)
+    spelled = {
+        one: [pieces[index] for index in engine.split(to_byte_level(one))] for one in covering_characters(counts)
+    }
+    gains = {one: (len(parts) - 1) * counts[one] for one, parts in spelled.items()}
+
+    def learn(some: Sequence[str], characters: Sequence[str], min_count: int) -> list[Merge]:
+        first = _character_merges([spelled[one] for one in characters if len(spelled[one]) > 1])
+        wanted = max(size - len(first), 0)
+        return [*first, *_word_merges(_extended(base, first), some, scripts, wanted, min_count)]
+
+    merges = balanced(size, gains, lines, learn)
+    whole = sum(_is_character(left + right) for left, right in merges)
+    return LearnedMerges(merges, whole)
+
+
+def _character_merges(spelled: Iterable[Sequence[str]]) -> list[Merge]:
+    """Merges that join each character's parts from the left; shared beginnings once."""
+    merges: dict[Merge, None] = {}
+    for parts in spelled:
+        left = parts[0]
+        for right in parts[1:]:
+            merges[left, right] = None
+            left += right
+    return list(merges)
+
+
+def _word_merges(
+    content: Mapping[str, Any], lines: Sequence[str], scripts: Scripts, num_merges: int, min_count: int
+) -> list[Merge]:
+    if num_merges == 0:
+        return []
+    pieces = _pieces(content)
+    usable = [index for index, piece in enumerate(pieces) if _usable(piece, scripts)]
+    symbols = {index: chr(_FIRST_SYMBOL + rank) for rank, index in enumerate(usable)}
+    texts = {symbols[index]: pieces[index] for index in usable}
+    words = _symbol_lines(FastEngine(content), lines, symbols)
+    known = set(pieces)
+    merges: list[Merge] = []
+    for left, right in train_merges(words, list(texts), num_merges, min_count):
+        pair = "".join(texts[one] for one in left), "".join(texts[one] for one in right)
+        if pair[0] + pair[1] not in known and scripts.accepts(_text(pair[0] + pair[1])):
+            merges.append(pair)
+    return merges
+
+
+def _usable(piece: str, scripts: Scripts) -> bool:
+    text = _text(piece)
+    return scripts.accepts(text) or (scripts.takes_blank and text == " ")
+
+
+def _symbol_lines(engine: FastEngine, lines: Sequence[str], symbols: Mapping[int, str]) -> Iterator[str]:
+    """The lines as one private character a piece, with a break where a piece may take no part in merges."""
+    blocks = [block for line in lines for block in cut_blocks(line)]
+    for start in range(0, len(blocks), 64):
+        for ids in engine.encode_batch(blocks[start : start + 64], None):
+            yield "".join(symbols.get(index, "\n") for index in ids)
+
+
+@dataclass(frozen=True)
+class MergedByteLevel:
+    """An extended tokenizer.json and what became of the merges."""
+
+    content: dict[str, Any]
+    added: list[str]
+    """Texts of the new pieces in the order of their ids; parts of a character show as U+FFFD."""
+    out_of_script: list[str] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+
+
+def merge_byte_level(
+    base: Mapping[str, Any], merges: Sequence[Merge], scripts: Scripts, add_tokens: Sequence[str]
+) -> MergedByteLevel:
+    """Joins `merges` and the control tokens `add_tokens` to the tokenizer.json content `base`.
+
+    Raises `VocabularyError` where the merges were learned for another base or a token exists.
+    """
+    known = set(_pieces(base))
+    clashes = [token for token in add_tokens if token in known or not token]
+    special = {token["content"] for token in base["added_tokens"]}
+    clashes += [left + right for left, right in merges if left + right in special]
+    if clashes:
+        raise VocabularyError(
+            "new pieces or tokens have the text of existing tokens",
+            found=", ".join(clashes[:8]),
+            expected="texts that are no piece of the base",
+        )
+    kept: list[Merge] = []
+    dropped: list[str] = []
+    orphans: list[Merge] = []
+    for left, right in merges:
+        if left not in known or right not in known:
+            orphans.append((left, right))
+        elif _acceptable(left + right, scripts):
+            known.add(left + right)
+            kept.append((left, right))
+        else:
+            dropped.append(_text(left + right))
+    if orphans and not dropped:
+        first = " + ".join(map(_text, orphans[0]))
+        raise VocabularyError(
+            "the merges were learned for another base",
+            found=f"{len(orphans):,} merges of pieces that the base lacks, the first {first}",
+            expected="merges that `yangtuo tokenizer train` learned with this --base",
+        )
+    dropped += [_text(left + right) for left, right in orphans]
+    content = _extended(base, kept)
+    unreachable = _unreachable(content, kept)
+    if unreachable:
+        content = _extended(base, [pair for pair in kept if pair[0] + pair[1] not in unreachable])
+    size = len(_pieces(content))
+    content["added_tokens"] = content["added_tokens"] + [
+        added_token(size + rank, token, special=True) for rank, token in enumerate(add_tokens)
+    ]
+    content["model"]["vocab"] |= {token: size + rank for rank, token in enumerate(add_tokens)}
+    added = [_text(piece) for piece in dict.fromkeys(left + right for left, right in kept) if piece not in unreachable]
+    return MergedByteLevel(content, added, dropped, [_text(piece) for piece in unreachable])
+
+
+def _unreachable(content: Mapping[str, Any], merges: Sequence[Merge]) -> set[str]:
+    """New pieces that merges do not make of their own bytes, and all that is built on them."""
+    model = {**content["model"], "ignore_merges": False}
+    engine = FastEngine({**content, "model": model})
+    lost: set[str] = set()
+    for left, right in merges:
+        piece = left + right
+        if left in lost or right in lost or len(engine.split(piece)) != 1:
+            lost.add(piece)
+    return lost
+
+
+def _extended(base: Mapping[str, Any], merges: Sequence[Merge]) -> dict[str, Any]:
+    """`base` with `merges` appended and a piece, with the next free id, for each new product."""
+    model = dict(base["model"])
+    vocabulary = dict(model["vocab"])
+    # The library numbers added tokens anew unless the model knows them, which the new pieces' ids would not survive.
+    vocabulary |= {token["content"]: token["id"] for token in base["added_tokens"]}
+    known = [merge.split(" ", 1) if isinstance(merge, str) else list(merge) for merge in model["merges"]]
+    next_id = max(vocabulary.values()) + 1
+    for left, right in merges:
+        if left + right not in vocabulary:
+            vocabulary[left + right] = next_id
+            next_id += 1
+    model["vocab"] = vocabulary
+    model["merges"] = known + [list(pair) for pair in merges]
+    return {**base, "model": model, "added_tokens": list(base["added_tokens"])}
+
+
+def _pieces(content: Mapping[str, Any]) -> list[str]:
+    """Piece by id, added tokens included."""
+    ids = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
+    pieces = [""] * (max(ids.values()) + 1)
+    for text, index in ids.items():
+        pieces[index] = text
+    return pieces
+
+
+def _text(piece: str) -> str:
+    return piece_bytes(piece).decode("utf-8", errors="replace")
+
+
+def _is_character(piece: str) -> bool:
+    text = _text(piece)
+    return len(text) == 1 and text != "\ufffd"
+
+
+def _acceptable(piece: str, scripts: Scripts) -> bool:
+    """Whether a product may be a new piece: accepted text, or the beginning of characters that all are accepted."""
+    data = piece_bytes(piece)
+    try:
+        return scripts.accepts(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return scripts.begins(data[: error.start], data[error.start :])

@@ -1,0 +1,82 @@
+"""Byte-level bases: merges continue where the base ends, and text of other scripts cannot tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from yangtuo.errors import VocabularyError
+from yangtuo.vocab.byte_level import learn_merges, merge_byte_level, piece_bytes, require_byte_level, to_byte_level
+from yangtuo.vocab.directory import write_byte_level
+from yangtuo.vocab.encoding import load_encoder, read_fast_json
+from yangtuo.vocab.scripts import compile_scripts
+
+from .texts import AWKWARD, random_texts
+
+HAN = compile_scripts(["Han"])
+TEXTS = ["小河流过小镇，小镇的人爱小河。", "小镇的人说：小河流过小镇。", "abc 人爱小镇，小镇爱人。123"] * 4
+
+
+def test_spelling_is_gpt2s() -> None:
+    assert to_byte_level("a é\n") == "aĠÃ©Ċ"
+    assert piece_bytes(to_byte_level("你好")) == "你好".encode()
+    assert piece_bytes("<|你|>") == "<|你|>".encode()
+
+
+def test_new_merges_shorten_chinese_and_leave_all_else(pico_byte_level: Path, tmp_path: Path) -> None:
+    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    learned = learn_merges(base, TEXTS, 30, HAN)
+    assert len(learned.merges) == 30 and learn_merges(base, TEXTS, 30, HAN) == learned
+    merged = merge_byte_level(base, learned.merges, HAN, ["<|extra|>"])
+    assert "小镇" in merged.added and not merged.out_of_script and not merged.unreachable
+    write_byte_level(tmp_path, merged.content, {"eos_token": "<|im_end|>"})
+    old, new = load_encoder(pico_byte_level), load_encoder(tmp_path)
+    assert new.pieces[: old.vocabulary_size] == old.pieces and new.vocabulary_size == 400 + 30 + 1
+    assert new.control_id("<|extra|>") == 430
+    other = [text for text in AWKWARD + random_texts(3, 500) if not HAN.own.search(text)] + [
+        "“quotes” — …",
+        "１２ かな",
+    ]
+    assert new.encode_batch(other) == old.encode_batch(other)
+    for text in TEXTS:
+        assert new.decode(new.encode(text)) == text
+        assert 2 * len(new.encode(text)) < len(old.encode(text))
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    assert fast(TEXTS, add_special_tokens=False).input_ids == new.encode_batch(TEXTS)
+    assert fast.convert_tokens_to_ids("<|extra|>") == 430
+
+
+def test_ids_of_tokens_behind_the_models_own_do_not_move(shared_data: Path, tmp_path: Path) -> None:
+    """Llama 3 keeps its special tokens at 128,000 to 128,255; loaders number them anew unless told."""
+    base = read_fast_json(shared_data / "tokenizers/llama3/tokenizer.json")
+    merged = merge_byte_level(base, [(to_byte_level("中国"), to_byte_level("人民"))], HAN, ["<|extra|>"])
+    write_byte_level(tmp_path, merged.content, {})
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    assert fast.convert_tokens_to_ids(["<|eot_id|>", "<|extra|>"]) == [128_009, 128_257]
+    assert load_encoder(tmp_path).encode("中国人民") == [128_256]
+
+
+def test_merges_of_other_scripts_are_left_out_with_what_is_built_on_them(pico_byte_level: Path) -> None:
+    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    merges = [("x", "q"), ("xq", "z"), *learn_merges(base, TEXTS, 10, HAN).merges]
+    merged = merge_byte_level(base, merges, HAN, [])
+    assert merged.out_of_script == ["xq", "xqz"] and len(merged.added) == 10
+
+
+def test_merges_for_another_base_are_refused(pico_byte_level: Path) -> None:
+    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    with pytest.raises(VocabularyError, match="another base"):
+        merge_byte_level(base, [(to_byte_level("鑫"), to_byte_level("鑫"))], HAN, [])
+    with pytest.raises(VocabularyError, match="existing tokens"):
+        merge_byte_level(base, [], HAN, ["<|im_end|>"])
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram", "WordLevel"])
+def test_tokenizers_that_do_not_merge_bytes_are_refused(pico_byte_level: Path, tmp_path: Path, kind: str) -> None:
+    content = json.loads((pico_byte_level / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["type"] = kind
+    with pytest.raises(VocabularyError, match=kind):
+        require_byte_level(content, str(tmp_path))

@@ -1,0 +1,55 @@
+"""Learning pieces: as many as asked for, the frequent ones, the same every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from yangtuo.errors import VocabularyError
+from yangtuo.vocab.learn import covering_characters, learn_pieces, script_lines, train_merges
+from yangtuo.vocab.scripts import compile_scripts
+from yangtuo.vocab.sentencepiece_model import parse_model
+
+HAN = compile_scripts(["Han"])
+TEXTS = ["小河流过小镇，小镇的人爱小河。", "小镇的人说：小河流过小镇。", "abc 人爱小镇，小镇爱人。123"] * 4
+
+
+def test_merges_are_byte_pair_encoding() -> None:
+    """Counts by hand: ab 5 times, then (ab)c 3 times; d never occurs twice beside the same neighbour."""
+    lines = ["abc\nabc\nabc", "ab\nab\nd"]
+    assert train_merges(lines, list("abcd"), 10, 2) == [("a", "b"), ("ab", "c")]
+    assert train_merges(lines, list("abcd"), 1, 2) == [("a", "b")]
+    assert train_merges(lines, list("abcd"), 0, 2) == []
+
+
+def test_frequent_pieces_are_learned_and_known_ones_are_not(pico_sentencepiece: bytes) -> None:
+    base = parse_model(pico_sentencepiece, "pico")
+    known = {piece.piece for piece in base.pieces}
+    learned = learn_pieces(base, TEXTS, 16, HAN)
+    assert len(learned.pieces) == len(set(learned.pieces)) == 16
+    assert {"小镇", "小河"} <= set(learned.pieces)
+    assert not known & set(learned.pieces) and all(HAN.accepts(piece) for piece in learned.pieces)
+    assert learned.num_characters == sum(len(piece) == 1 for piece in learned.pieces)
+    assert learn_pieces(base, TEXTS, 16, HAN) == learned
+    assert set(learn_pieces(base, reversed(TEXTS), 16, HAN).pieces) == set(learned.pieces)
+
+
+def test_rare_characters_give_way_to_frequent_merges(pico_sentencepiece: bytes) -> None:
+    """A small budget must not be spent on characters met once while common words stay in bytes."""
+    base = parse_model(pico_sentencepiece, "pico")
+    rare = "".join(chr(code) for code in range(0x5000, 0x5040))
+    learned = learn_pieces(base, [*TEXTS * 5, "，".join(rare)], 20, HAN)
+    assert "小镇" in learned.pieces and not set(rare) & set(learned.pieces)
+
+
+def test_a_corpus_that_holds_less_is_refused_with_the_figure(pico_sentencepiece: bytes) -> None:
+    base = parse_model(pico_sentencepiece, "pico")
+    with pytest.raises(VocabularyError, match=r"does not hold 5,000(.|\n)*found: +\d+ pieces"):
+        learn_pieces(base, TEXTS, 5000, HAN)
+    with pytest.raises(VocabularyError, match="no text in Han"):
+        learn_pieces(base, ["only English, 123"], 5, HAN)
+
+
+def test_coverage_leaves_out_the_rarest() -> None:
+    lines, counts = script_lines(["的" * 4000 + "一" * 10, "鑫"], HAN, blank="\u2581")
+    assert lines == ["的" * 4000 + "一" * 10, "鑫"]
+    assert covering_characters(counts) == ["的", "一"]
