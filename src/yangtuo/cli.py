@@ -31,6 +31,7 @@ app = App(
     version=yangtuo.__version__,
     result_action="return_value",
     exit_on_error=False,
+    suppress_keyboard_interrupt=False,
     print_error=False,
     help_format="markdown",
 )
@@ -157,7 +158,8 @@ def _verb_of(arguments: list[str]) -> str:
     return next((verb for verb in (" ".join(words[:2]), " ".join(words[:1])) if verb in verbs), "")
 
 
-def _interrupt(signum: int, frame: object) -> None:
+def _interrupt(_signum: int, _frame: object) -> None:
+    """SIGTERM unwinds as Ctrl-C does, so that half-written work is cleaned up or kept for a resumption."""
     raise KeyboardInterrupt
 
 

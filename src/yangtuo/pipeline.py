@@ -112,7 +112,7 @@ def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"the recipe {path} does not exist", run="ls recipes") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -124,7 +124,7 @@ def _read(path: Path) -> dict[str, Any]:
             found=", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__,
             expected="two keys: output (a directory) and steps (a mapping of step names to options)",
         )
-    return document
+    return dict(document)
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -152,7 +152,9 @@ def _step(name: str, values: Any, directory: Path, variables: Mapping[str, str])
     tokens: list[str] = []
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"step {name}: unknown option {key!r}{_hint(key, known)}", expected=", ".join(sorted(known)))
+            raise ConfigError(
+                f"step {name}: unknown option {key!r}{_hint(key, known)}", expected=", ".join(sorted(known))
+            )
         tokens += _tokens(key, _substitute(value, variables, f"step {name}, {key}"))
     try:
         return Step(name, _parse(STAGES[verb], [*tokens, f"--output={directory / name}"]))
@@ -206,7 +208,11 @@ def _missing_inputs(plan: Plan) -> list[UserError]:
         for option, references in step.config.input_references().items():
             for source in (split_source(reference).path for reference in references):
                 # `owner/name` may be a hub id; whatever starts like a path must exist.
-                if source in made or Path(source).exists() or re.fullmatch(r"(modelscope:)?\w[\w.-]*/\w[\w.-]*", source):
+                if (
+                    source in made
+                    or Path(source).exists()
+                    or re.fullmatch(r"(modelscope:)?\w[\w.-]*/\w[\w.-]*", source)
+                ):
                     continue
                 errors.append(FileError(f"step {step.name}: {option} names {source}, which does not exist"))
     return errors
@@ -231,12 +237,11 @@ def _summary(config: StageConfig) -> str:
     defaults = {field: value.default for field, value in type(config).__dataclass_fields__.items()}
     shown = {key: value for key, value in config.to_dict().items() if key != "output" and value != defaults[key]}
     return "\n".join(
-        f"{key} {' '.join(map(str, value)) if isinstance(value, tuple | list) else value}" for key, value in shown.items()
+        f"{key} {' '.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+        for key, value in shown.items()
     )
 
 
 def _hint(word: str, known: Any) -> str:
     close = get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-

@@ -55,8 +55,9 @@ def score_text(model: PreTrainedModel, encoder: Encoder, documents: Sequence[str
     Every token but BOS is predicted once; a window sees nothing of the one before it.
     """
     window = min(MAX_WINDOW, int(model.config.max_position_embeddings)) - 1
-    start = [encoder.bos_id if encoder.bos_id is not None else encoder.eos_id]
-    encoded = [[*start, *ids] for ids in encoder.encode_batch(documents)]
+    start = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id
+    assert start is not None, "a tokenizer without BOS and EOS"
+    encoded = [[start, *ids] for ids in encoder.encode_batch(documents)]
     windows = [ids[i : i + window + 1] for ids in encoded for i in range(0, len(ids) - 1, window)]
     windows.sort(key=len)
     nats = 0.0

@@ -89,8 +89,10 @@ class TransformersEngine:
     def _generate(self, ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **extra: Any) -> torch.Tensor:
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
-        chosen = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-        settings = GenerationConfig(
+        chosen = (
+            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
+        )
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=sampling.max_new_tokens,
             do_sample=sampling.temperature > 0,
             eos_token_id=list(sampling.stop_ids) or None,
@@ -98,7 +100,8 @@ class TransformersEngine:
             **chosen,
         )
         device = self._model.device
-        result: torch.Tensor = self._model.generate(  # type: ignore[operator]
+        generate: Any = self._model.generate
+        result: torch.Tensor = generate(
             ids.to(device), attention_mask=mask.to(device), generation_config=settings, **extra
         )
         return result
@@ -111,7 +114,7 @@ def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     return ids
 
 
-class _TokenQueue(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
+class _TokenQueue(BaseStreamer, StoppingCriteria):
     """Carries tokens out of `generate`, and the wish to stop into it."""
 
     def __init__(self) -> None:
@@ -130,5 +133,5 @@ class _TokenQueue(BaseStreamer, StoppingCriteria):  # type: ignore[misc]
     def get(self) -> int | None:
         return self._queue.get()
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)

@@ -18,7 +18,9 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -106,9 +108,11 @@ def encode_blocks(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[s
 
 
 @torch.no_grad()
-def model_bits_per_byte(model: LlamaForCausalLM, tokenizer, texts: list[str]) -> float:
+def model_bits_per_byte(
+    model: LlamaForCausalLM, tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]
+) -> float:
     """Bits per byte of `texts`, each read from its start in windows of BLOCK_SIZE."""
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     bits, num_bytes = 0.0, 0
     for text in texts:
         ids = torch.tensor([1, *tokenizer.encode(text)])
@@ -123,7 +127,7 @@ def model_bits_per_byte(model: LlamaForCausalLM, tokenizer, texts: list[str]) ->
 
 def meta_state(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
     """The weights under Meta's names, rotary halves interleaved as in Meta's code, bfloat16."""
-    config = model.config
+    config: Any = model.config
 
     def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
         rows, columns = weight.shape
@@ -153,7 +157,9 @@ def meta_state(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def train(model: LlamaForCausalLM, blocks: torch.Tensor, num_steps: int, learning_rate: float, report) -> None:
+def train(
+    model: LlamaForCausalLM, blocks: torch.Tensor, num_steps: int, learning_rate: float, report: Callable[[int], None]
+) -> None:
     """AdamW, linear warm-up, cosine decay to a tenth; a new permutation of the blocks each epoch."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
@@ -177,7 +183,7 @@ def train(model: LlamaForCausalLM, blocks: torch.Tensor, num_steps: int, learnin
             logits = model(batch[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -199,7 +205,14 @@ def main() -> None:
     training, held_out = split_corpus(arguments.corpus)
     serialized = train_vocabulary(training, size=4000)
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=serialized)
-    params = {"dim": 192, "n_layers": 6, "n_heads": 6, "n_kv_heads": 3, "multiple_of": 32, "norm_eps": 1e-5}
+    params: dict[str, Any] = {
+        "dim": 192,
+        "n_layers": 6,
+        "n_heads": 6,
+        "n_kv_heads": 3,
+        "multiple_of": 32,
+        "norm_eps": 1e-5,
+    }
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=tokenizer.vocab_size(),

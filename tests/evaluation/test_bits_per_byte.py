@@ -1,0 +1,45 @@
+"""Bits per byte: the figure by which every model here is judged."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from yangtuo.evaluation import bits_per_byte
+from yangtuo.evaluation.bits_per_byte import score_text
+from yangtuo.inference.transformers_engine import load_model
+from yangtuo.vocab.encoding import load_encoder
+
+TEXTS = ["The cat sat on the mat.", "你好，羊驼！", "A much longer line, " * 9]
+
+
+def test_it_equals_the_sum_of_log_likelihoods_taken_one_by_one(pico_model: Path) -> None:
+    """Padding and batching must not leak into the figure."""
+    model, encoder = load_model(pico_model), load_encoder(pico_model)
+    bits = 0.0
+    for text in TEXTS:
+        ids = torch.tensor([[encoder.bos_id, *encoder.encode(text)]])
+        with torch.no_grad():
+            likelihoods = torch.log_softmax(model(ids).logits[0, :-1].double(), dim=-1)
+        bits -= likelihoods.gather(1, ids[0, 1:, None]).sum().item() / math.log(2)
+    score = score_text(model, encoder, TEXTS, batch_size=2)
+    num_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert score.bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
+    assert (score.num_bytes, score.num_characters) == (num_bytes, sum(map(len, TEXTS)))
+    assert score.num_tokens == sum(len(encoder.encode(text)) for text in TEXTS)
+
+
+def test_long_documents_are_read_in_windows_and_every_token_once(
+    pico_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, encoder = load_model(pico_model), load_encoder(pico_model)
+    text = "The old man walked to the market. " * 12
+    whole = score_text(model, encoder, [text])
+    monkeypatch.setattr(bits_per_byte, "MAX_WINDOW", 32)
+    cut = score_text(model, encoder, [text])
+    assert cut.num_tokens == whole.num_tokens
+    assert cut.bits != whole.bits
+    assert cut.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)

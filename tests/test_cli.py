@@ -1,0 +1,67 @@
+"""The command line as users meet it: statuses, messages, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yangtuo import cli
+from yangtuo.config import STAGES, TOOLS
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb.split()[0] in shown for verb in {**STAGES, **TOOLS, "run": 0, "quickstart": 0})
+
+
+@pytest.mark.parametrize("verb", [*STAGES, *TOOLS, "run", "quickstart"])
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.invoke([*verb.split(), "--help"]) == 0
+    assert f"Example: yangtuo {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convrt"], 'Did you mean "convert"'),
+        (["tokenizer", "tain"], 'Did you mean "train"'),
+        (["convert", "--output", "x"], "--source"),
+        (["convert", "--source", "x", "--output", "y", "--dtyp=float32"], "Did you mean --dtype"),
+        (["convert", "--source", "x", "--output", "y", "--dtype", "float31"], "float31"),
+        (["prepare", "--source", "x", "--tokenizer", "t", "--output", "y", "--block-size", "0"], "Must be > 0"),
+    ],
+)
+def test_a_mistyped_command_gets_one_message_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "--help" in captured.err
+    assert captured.out == ""
+
+
+def test_a_missing_input_gets_status_2_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = cli.invoke(["convert", "--source", str(tmp_path / "none" / "x"), "--output", str(tmp_path / "out")])
+    assert status == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interruption_gives_status_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(_verb: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "stage_function", interrupted)
+    assert cli.invoke(["convert", "--source", str(tmp_path), "--output", str(tmp_path / "out")]) == 130
+
+
+def test_json_prints_one_object_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
+    assert cli.invoke(["run", str(recipe), "--dry-run", "--json", "--set", "pretrain.rank=3"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["steps"]["pretrain"]["rank"] == 3
+    assert "merge-pretrain" in captured.err

@@ -1,0 +1,104 @@
+"""The architecture as a test: imports point down, without a cycle, and the thin modules stay thin."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "src" / "yangtuo"
+
+# A module may import from its own layer's package and from layers below it; higher number = higher layer.
+LAYERS = {
+    "errors": 0,
+    "config": 1,
+    "console": 1,
+    "hub": 1,
+    "artifacts": 2,
+    "vocab": 3,
+    "weights": 4,
+    "models": 4,
+    "data": 5,
+    "inference": 6,
+    "training": 6,
+    "evaluation": 7,
+    "stages": 8,
+    "pipeline": 8,
+    "quickstart": 9,
+    "cli": 10,
+    "__main__": 11,
+}
+
+
+def modules() -> dict[str, set[str]]:
+    """Module name below `yangtuo` -> the modules of the package that it imports, at any depth of the file."""
+    names = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    names.pop("__init__")
+    graph: dict[str, set[str]] = {}
+    for name, path in names.items():
+        imported: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "yangtuo":
+                base = node.module.removeprefix("yangtuo").lstrip(".")
+                candidates = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+                imported |= {c if c in names else base for c in candidates}
+            elif isinstance(node, ast.Import):
+                imported |= {a.name.removeprefix("yangtuo.") for a in node.names if a.name.startswith("yangtuo.")}
+        graph[name] = imported - {""}
+    return graph
+
+
+def test_every_module_stands_in_a_known_layer() -> None:
+    assert {name.split(".")[0] for name in modules()} <= set(LAYERS)
+
+
+def test_imports_point_down() -> None:
+    upward = [
+        f"{name} imports {other}"
+        for name, imported in modules().items()
+        for other in imported
+        if name.split(".")[0] != other.split(".")[0] and LAYERS[other.split(".")[0]] >= LAYERS[name.split(".")[0]]
+    ]
+    assert upward == []
+
+
+def test_imports_have_no_cycle() -> None:
+    TopologicalSorter(modules()).prepare()
+
+
+def test_stages_never_import_stages() -> None:
+    crossing = [
+        (name, other)
+        for name, imported in modules().items()
+        for other in imported
+        if name.startswith("stages.") and other.startswith("stages")
+    ]
+    assert crossing == []
+
+
+def test_vocabularies_know_nothing_of_weights() -> None:
+    assert not [
+        name
+        for name, imported in modules().items()
+        if name.startswith("vocab") and any(o.startswith("weights") for o in imported)
+    ]
+
+
+def test_the_command_line_loads_without_heavy_libraries() -> None:
+    code = (
+        "import sys, yangtuo.cli, yangtuo.config, yangtuo.errors, yangtuo.artifacts, yangtuo.pipeline;"
+        "print([m for m in ('torch','transformers','numpy','tokenizers','sentencepiece','peft') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_stage_configs_keep_to_their_budget_of_options() -> None:
+    from yangtuo.config import STAGES, TOOLS
+
+    over = {verb: len(stage.options()) + 1 for verb, stage in {**STAGES, **TOOLS}.items() if len(stage.options()) > 14}
+    assert over == {}
