@@ -7,6 +7,7 @@ writes nothing but what it is told.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from yangtuo import console
-from yangtuo.errors import FileError, WeightsError
-from yangtuo.weights.writer import SHARD_SIZE, ShardedWriter, TensorSpec
+from yangtuo.errors import FileError, OutputError, WeightsError
+from yangtuo.weights.writer import SHARD_SIZE, ShardedWriter, TensorSpec, plan_size
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -62,13 +63,21 @@ def write_weights(
 ) -> dict[str, str]:
     """Writes all tensors as safetensors, floating ones as `dtype` where given; returns SHA-256 by file name.
 
-    Raises `WeightsError` where a value does not fit into `dtype`.
+    Raises `OutputError` where the disk has no room for them, before anything is written, and `WeightsError` where a
+    value does not fit into `dtype`.
     """
     plan = {}
     for name in tensors.names():
         kept = tensors.dtype(name)
         plan[name] = TensorSpec(tensors.shape(name), dtype if dtype and kept.is_floating_point else kept)
-    total = sum(spec.num_bytes for spec in plan.values())
+    total = plan_size(plan)
+    free = shutil.disk_usage(directory).free
+    if total > free:
+        raise OutputError(
+            f"the model needs {total / 1e9:.2f} GB, and there is no room for it",
+            found=f"{free / 1e9:.2f} GB free in {directory.parent}",
+            run=f"df -h {directory.parent}",
+        )
     with (
         ShardedWriter(directory, shard_size, plan=plan) as writer,
         console.progress(description, total, "bytes") as bar,

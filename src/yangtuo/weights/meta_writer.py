@@ -104,7 +104,7 @@ def _inner_size(width: int, inside: int) -> dict[str, Any]:
         if multiple * math.ceil(usual / multiple) == inside:
             return {"multiple_of": multiple}
     multiple = next(multiple for multiple in _MULTIPLES if inside % multiple == 0)
-    return {"multiple_of": multiple, "ffn_dim_multiplier": round((inside - multiple / 2 + 0.5) / usual, 6)}
+    return {"multiple_of": multiple, "ffn_dim_multiplier": round((inside + 0.5) / usual, 9)}
 
 
 def _bounds(size: int, shard: int, num_shards: int) -> slice:

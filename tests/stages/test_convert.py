@@ -1,0 +1,133 @@
+"""`yangtuo convert` end to end: every published layout becomes the same whole model directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from yangtuo.artifacts import Artifact, Kind
+from yangtuo.config import ConvertConfig, ExportConfig
+from yangtuo.errors import FileError, WeightsError
+from yangtuo.stages import convert, export
+from yangtuo.vocab.encoding import load_encoder
+from yangtuo.weights.reader import open_tensors
+
+FILES = {
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "yangtuo.json",
+}
+
+
+def run(source: Path, output: Path, **options: str) -> Artifact:
+    return convert.run(ConvertConfig(source=str(source), output=output, **options))  # type: ignore[arg-type]
+
+
+def assert_same(left: Path, right: Path) -> None:
+    with open_tensors(left) as one, open_tensors(right) as other:
+        assert set(one.names()) == set(other.names())
+        assert all(torch.equal(one.get(name), other.get(name)) for name in one.names())
+
+
+@pytest.fixture
+def meta(pico_model: Path, tmp_path: Path) -> Path:
+    """The pico model in Meta's layout, without a manifest: a foreign directory."""
+    directory = tmp_path / "meta" / "7B"
+    export.run(ExportConfig(model=str(pico_model), format="meta", shards=2, output=directory))
+    (directory / "yangtuo.json").unlink()
+    return directory
+
+
+def test_metas_layout_becomes_a_whole_directory(meta: Path, pico_model: Path, tmp_path: Path) -> None:
+    made = run(meta, tmp_path / "model")
+    assert {path.name for path in made.path.iterdir()} == FILES
+    assert_same(made.path, pico_model)
+    assert made.manifest is not None and made.manifest.kind is Kind.MODEL
+    assert made.manifest.tokenizer == load_encoder(pico_model).fingerprint
+    assert made.manifest.vocabulary_size == made.manifest.details["rows"] == 400
+    generation = json.loads((made.path / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def test_the_tokenizer_may_lie_one_level_up(meta: Path, tmp_path: Path) -> None:
+    shutil.move(meta / "tokenizer.model", meta.parent / "tokenizer.model")
+    assert {path.name for path in run(meta, tmp_path / "model").path.iterdir()} == FILES
+
+
+def test_without_tokenizer_nothing_is_written(meta: Path, tmp_path: Path) -> None:
+    (meta / "tokenizer.model").unlink()
+    with pytest.raises(FileError, match="has no tokenizer"):
+        run(meta, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["meta"]
+
+
+def test_a_tokenizer_with_more_pieces_than_rows_is_refused(meta: Path, tmp_path: Path, shared_data: Path) -> None:
+    shutil.copyfile(shared_data / "tokenizers/llama/tokenizer.model", meta / "tokenizer.model")
+    with pytest.raises(WeightsError, match="more pieces than the embedding has rows"):
+        run(meta, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_hugging_faces_layout_is_taken_as_it_is(pico_tied_model: Path, tmp_path: Path, form: str) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pico_tied_model, source)
+    if form == "bin":
+        from safetensors.torch import load_file
+
+        state = load_file(source / "model.safetensors")
+        (source / "model.safetensors").unlink()
+        state["lm_head.weight"] = state["model.embed_tokens.weight"].clone()  # old files repeat the tied head
+        state["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # and carry buffers
+        torch.save(state, source / "pytorch_model.bin")
+    made = run(source, tmp_path / "model")
+    assert_same(made.path, pico_tied_model)
+    loaded = AutoModelForCausalLM.from_pretrained(made.path)
+    assert loaded.config.tie_word_embeddings and loaded.dtype == torch.float32
+
+
+def test_dtype_is_written_into_weights_and_config(meta: Path, tmp_path: Path) -> None:
+    made = run(meta, tmp_path / "model", dtype="bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(made.path).dtype == torch.bfloat16
+    assert made.manifest is not None and made.manifest.details["dtype"] == "bfloat16"
+
+
+def test_values_that_float16_cannot_hold_are_refused(pico_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "source"
+    shutil.copytree(pico_model, source)
+    state = load_file(source / "model.safetensors")
+    state["model.norm.weight"][3] = 1e6
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"model\.norm\.weight holds values that torch\.float16 cannot"):
+        run(source, tmp_path / "model", dtype="float16")
+
+
+def test_quantised_weights_and_unknown_layouts_are_refused(pico_model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pico_model, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(WeightsError, match="gptq"):
+        run(source, tmp_path / "model")
+    (source / "config.json").unlink()
+    with pytest.raises(FileError, match="no weights in a known layout"):
+        run(source, tmp_path / "model")
+
+
+def test_a_real_published_model(shared_data: Path, tmp_path: Path) -> None:
+    made = run(shared_data / "models/stories260K", tmp_path / "model")
+    golden = json.loads((shared_data / "models/stories260K/golden.json").read_text())
+    assert AutoTokenizer.from_pretrained(made.path)(golden["prompt"]).input_ids == golden["prompt_ids"]
+    assert made.manifest is not None
+    assert made.manifest.details["tied"] and made.manifest.details["parameters"] == 260032
