@@ -161,6 +161,28 @@ class TokenizerMergeConfig(StageConfig):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class TokenizerAuditConfig(StageConfig):
+    """Measures a tokenizer against its base: compression, changed lines, dead pieces, engines that disagree.
+
+    Example: `yangtuo tokenizer audit --tokenizer tokenizers/llama-zh --base models/llama-7b --text texts --output audit`
+    """
+
+    verb: ClassVar[str] = "tokenizer audit"
+    tokenizer: InputPath
+    """The tokenizer to look at: a directory, a tokenizer.model or a tokenizer.json."""
+    base: InputPath
+    """The tokenizer that it was made from."""
+    text: InputPaths
+    """Texts to measure on, as [NAME=]PATH: a file or a directory, in the base's language and in the new one;
+    repeatable."""
+    output: Path | None = None
+    """The directory for audit.json and index.html; without it the findings are only printed."""
+    script: Words = ("Han",)
+    """Unicode scripts of the new pieces; lines of other scripts should not have changed; repeatable."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class ExpandConfig(StageConfig):
     """Grows a model's embedding and head to a tokenizer's pieces.
 
@@ -395,6 +417,7 @@ STAGES: dict[str, type[StageConfig]] = {
         ConvertConfig,
         TokenizerTrainConfig,
         TokenizerMergeConfig,
+        TokenizerAuditConfig,
         ExpandConfig,
         PrepareConfig,
         PretrainConfig,

@@ -1,0 +1,253 @@
+"""What a tokenizer does to texts, measured against its base: compression, damage, disagreement.
+
+Counts lines, not opinions: every list holds what can be looked up. Knows no page and no artifact.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex  # type: ignore[import-untyped]
+
+from yangtuo.vocab.byte_level import piece_bytes
+from yangtuo.vocab.encoding import Encoder, Family, load_encoder
+from yangtuo.vocab.reference import other_engine
+from yangtuo.vocab.scripts import BLANK, Scripts
+
+_BATCH = 4096  # lines encoded at once
+_NUM_WORST = 20
+_NUM_LISTED = 1000
+_SCRIPTS = ("Han", "Latin", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Thai", "Devanagari")
+_LETTERS = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in _SCRIPTS))
+_PLAIN = regex.compile(r"[\p{Script=Latin}\p{Nd}!-~]")  # letters, digits and signs of English and of code
+_BYTE_PIECE = regex.compile(r"<0x([0-9A-F]{2})>")
+
+
+@dataclass
+class Amount:
+    """Characters and the tokens that both tokenizers make of them."""
+
+    num_characters: int = 0
+    num_tokens: int = 0
+    num_base_tokens: int = 0
+
+    def add(self, text: str, ids: Sequence[int], base_ids: Sequence[int]) -> None:
+        """Counts one line."""
+        self.num_characters += len(text)
+        self.num_tokens += len(ids)
+        self.num_base_tokens += len(base_ids)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for people and programs."""
+        return {
+            "characters": self.num_characters,
+            "chars_per_token": _ratio(self.num_characters, self.num_tokens),
+            "base_chars_per_token": _ratio(self.num_characters, self.num_base_tokens),
+        }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A line worth looking at, cut by both tokenizers."""
+
+    text: str
+    base: list[str]
+    tokens: list[str]
+
+
+@dataclass
+class Audit:
+    """All findings; `to_dict` gives the published keys."""
+
+    num_lines: int = 0
+    total: Amount = field(default_factory=Amount)
+    by_script: dict[str, Amount] = field(default_factory=dict)
+    by_file: dict[str, Amount] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    num_changed: int = 0
+    num_mismatched: int = 0
+    num_broken: int = 0
+    dead: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    leading_blank: list[str] = field(default_factory=list)
+    unused: int = 0
+    lengths: dict[int, int] = field(default_factory=dict)
+    """Characters in a new piece -> number of such pieces."""
+    frequencies: dict[int, int] = field(default_factory=dict)
+    """Times a new piece was used, as a power of two -> number of such pieces."""
+    new_pieces: int = 0
+    worst: list[Sample] = field(default_factory=list)
+    """Lines that got least shorter, and lines that changed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as JSON values; lists are cut at 1,000 entries, counts are whole."""
+        return {
+            "num_lines": self.num_lines,
+            "chars_per_token": _ratio(self.total.num_characters, self.total.num_tokens),
+            "base_chars_per_token": _ratio(self.total.num_characters, self.total.num_base_tokens),
+            "changed_lines": self.num_changed,
+            "dead_pieces": len(self.dead),
+            "lost_pieces": len(self.lost),
+            "engine_mismatch_lines": self.num_mismatched,
+            "round_trip_failures": self.num_broken,
+            "new_pieces": self.new_pieces,
+            "unused_pieces": self.unused,
+            "leading_blank_pieces": len(self.leading_blank),
+            "by_script": {name: amount.to_dict() for name, amount in self.by_script.items()},
+            "by_file": {name: amount.to_dict() for name, amount in self.by_file.items()},
+            "piece_lengths": {str(key): self.lengths[key] for key in sorted(self.lengths)},
+            "piece_frequencies": {str(key): self.frequencies[key] for key in sorted(self.frequencies)},
+            "examples": {
+                "changed_lines": self.changed,
+                "engine_mismatch_lines": self.mismatched,
+                "round_trip_failures": self.broken,
+                "dead_pieces": self.dead[:_NUM_LISTED],
+                "lost_pieces": self.lost[:_NUM_LISTED],
+                "leading_blank_pieces": self.leading_blank[:_NUM_LISTED],
+            },
+        }
+
+
+def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scripts: Scripts) -> Audit:
+    """Measures `tokenizer` against `base` over the lines of `texts` (label -> texts).
+
+    A changed line is one in which a piece with Latin letters, digits or ASCII signs, and none of `scripts`, is no
+    longer cut as the base cuts it. Lines are compared without their line ends.
+    """
+    new, old, other = load_encoder(tokenizer), load_encoder(base), other_engine(tokenizer)
+    found = Audit()
+    used: Counter[int] = Counter()
+    spans = _Spans(new, scripts), _Spans(old, scripts)
+    for label, some in texts.items():
+        amount = found.by_file.setdefault(label, Amount())
+        for lines in _batches(some):
+            ids, base_ids, other_ids = new.encode_batch(lines), old.encode_batch(lines), other(lines)
+            for text, one, before, engine in zip(lines, ids, base_ids, other_ids, strict=True):
+                used.update(one)
+                script = _dominant_script(text)
+                for counted in (amount, found.total, found.by_script.setdefault(script, Amount())):
+                    counted.add(text, one, before)
+                _judge_line(found, text, one, engine, new)
+                if one != before and _PLAIN.search(text) and not spans[1].plain(before) <= spans[0].all(one):
+                    found.num_changed += 1
+                    _keep(found.changed, text)
+                if len(before) > 3 and text.strip():
+                    _keep_worst(found, text, one, before, (new, old))
+            found.num_lines += len(lines)
+    _judge_pieces(found, new, old, used)
+    return found
+
+
+def _judge_line(found: Audit, text: str, ids: list[int], engine: list[int], encoder: Encoder) -> None:
+    if engine != ids:
+        found.num_mismatched += 1
+        _keep(found.mismatched, text)
+    if encoder.decode(ids) != text:
+        found.num_broken += 1
+        _keep(found.broken, text)
+
+
+def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) -> None:
+    controls = set(new.controls.values())
+    fresh = [index for index in range(old.vocabulary_size, new.vocabulary_size) if index not in controls]
+    found.new_pieces = len(fresh)
+    for index in fresh:
+        text = readable(new, index)
+        if new.split_piece(new.pieces[index]) != [index]:
+            found.dead.append(text)
+        if text.startswith(" "):
+            found.leading_blank.append(text)
+        length = len(text)
+        found.lengths[length] = found.lengths.get(length, 0) + 1
+        power = used[index].bit_length() - 1
+        if power < 0:
+            found.unused += 1
+        else:
+            found.frequencies[power] = found.frequencies.get(power, 0) + 1
+    for index in range(old.vocabulary_size):
+        piece = old.pieces[index]
+        if old.split_piece(piece) == [index] and new.split_piece(piece) != [index]:
+            found.lost.append(readable(old, index))
+
+
+class _Spans:
+    """Where the pieces of a line lie, in bytes of the text as the tokenizer sees it."""
+
+    def __init__(self, encoder: Encoder, scripts: Scripts) -> None:
+        data = [_bytes(encoder, index) for index in range(encoder.vocabulary_size)]
+        self._lengths = [len(one) for one in data]
+        texts = [one.decode("utf-8", errors="replace") for one in data]
+        self._plain = [bool(_PLAIN.search(text)) and not scripts.own.search(text) for text in texts]
+
+    def all(self, ids: Sequence[int]) -> set[tuple[int, int]]:
+        """Offset and id of every piece."""
+        offset, spans = 0, set()
+        for index in ids:
+            spans.add((offset, index))
+            offset += self._lengths[index]
+        return spans
+
+    def plain(self, ids: Sequence[int]) -> set[tuple[int, int]]:
+        """Offset and id of the pieces of English, digits and code."""
+        return {(offset, index) for offset, index in self.all(ids) if self._plain[index]}
+
+
+def _bytes(encoder: Encoder, index: int) -> bytes:
+    piece = encoder.pieces[index]
+    if encoder.family is Family.BYTE_LEVEL:
+        return piece_bytes(piece)
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace(BLANK, " ").encode("utf-8", errors="replace")
+
+
+def readable(encoder: Encoder, index: int) -> str:
+    """A piece as text; bytes that are no whole character show as U+FFFD."""
+    return _bytes(encoder, index).decode("utf-8", errors="replace")
+
+
+def _dominant_script(text: str) -> str:
+    counts = Counter(match.lastgroup for match in _LETTERS.finditer(text))
+    return str(counts.most_common(1)[0][0]) if counts else "no letters"
+
+
+def _keep(kept: list[str], text: str) -> None:
+    if len(kept) < _NUM_WORST:
+        kept.append(text[:400])
+
+
+def _keep_worst(
+    found: Audit, text: str, ids: Sequence[int], base_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
+) -> None:
+    """Keeps the lines whose number of tokens fell least, of those that have many."""
+    if _dominant_script(text) == "Latin" or len(text) > 200:
+        return
+    new, old = encoders
+    gain = len(ids) / len(base_ids)
+    least = found.worst[-1] if len(found.worst) == _NUM_WORST else None
+    if least is None or gain > len(least.tokens) / len(least.base):
+        tokens = [readable(new, index) for index in ids]
+        found.worst.append(Sample(text, [readable(old, index) for index in base_ids], tokens))
+        found.worst.sort(key=lambda sample: -len(sample.tokens) / len(sample.base))
+        del found.worst[_NUM_WORST:]
+
+
+def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        for line in text.split("\n"):
+            batch.append(line)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return round(numerator / denominator, 4) if denominator else 0.0

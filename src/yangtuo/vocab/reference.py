@@ -1,0 +1,75 @@
+"""A second opinion on ids: what another engine makes of the same tokenizer.
+
+For SentencePiece directories it is what transformers' AutoTokenizer loads; for byte-level ones, merges applied one by
+one as the format's definition says (Sennrich et al. 2016). Knows no corpus.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, pre_tokenizers
+from transformers import AutoTokenizer
+
+from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE
+from yangtuo.vocab.encoding import Family, load_encoder, read_fast_json
+from yangtuo.vocab.engines import FastEngine
+
+Encode = Callable[[Sequence[str]], list[list[int]]]
+
+
+def other_engine(path: Path) -> Encode:
+    """Ids of texts by an engine that `load_encoder` does not use for the tokenizer at `path`."""
+    if load_encoder(path).family is Family.BYTE_LEVEL:
+        return _merge_by_merge(read_fast_json(path / FAST_FILE if path.is_dir() else path))
+    engine = FastEngine(json.loads(_as_transformers_loads(path)))
+    return lambda texts: engine.encode_batch(texts, None)
+
+
+def _as_transformers_loads(path: Path) -> str:
+    """The tokenizer.json text that transformers makes of a directory, or of a bare file in a directory of its own."""
+    if path.is_dir():
+        return str(AutoTokenizer.from_pretrained(path).backend_tokenizer.to_str())
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        shutil.copyfile(path, home / (FAST_FILE if path.suffix == ".json" else MODEL_FILE))
+        (home / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}), encoding="utf-8")
+        return str(AutoTokenizer.from_pretrained(home).backend_tokenizer.to_str())
+
+
+def _merge_by_merge(content: Mapping[str, Any]) -> Encode:
+    model = content["model"]
+    merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    vocabulary: Mapping[str, int] = model["vocab"]
+    whole = bool(model.get("ignore_merges"))
+
+    @lru_cache(maxsize=1 << 18)
+    def word_ids(word: str) -> tuple[int, ...]:
+        if whole and word in vocabulary:
+            return (vocabulary[word],)
+        parts = list(word)
+        while len(parts) > 1:
+            pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
+            best = min(pairs)
+            if best == len(ranks):
+                break
+            at = pairs.index(best)
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        return tuple(vocabulary[part] for part in parts if part in vocabulary)
+
+    cutter = Tokenizer.from_str(json.dumps(content))
+    normalizer, splitter = cutter.normalizer, cutter.pre_tokenizer or pre_tokenizers.Sequence([])
+
+    def ids(text: str) -> list[int]:
+        normal = normalizer.normalize_str(text) if normalizer else text
+        return [one for word, _ in splitter.pre_tokenize_str(normal) for one in word_ids(word)]
+
+    return lambda texts: [ids(text) for text in texts]
