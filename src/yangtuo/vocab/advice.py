@@ -19,7 +19,7 @@ class Advice:
 def advise(base_chars_per_token: float, chars_per_token: float, new_pieces: int) -> Advice:
     """Judges an expansion by the characters per token of text in the wanted script before and after it."""
     if not base_chars_per_token or not chars_per_token:
-        return Advice(True, "No text in the wanted script was measured, so nothing can be said about the gain.")
+        return Advice(False, "No text in the wanted script was measured, so nothing can be said about the gain.")
     gain = chars_per_token / base_chars_per_token
     figures = f"{base_chars_per_token:.2f} → {chars_per_token:.2f} characters per token, {gain:.2f} times"
     if gain < _LEAST_GAIN:

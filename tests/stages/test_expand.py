@@ -1,0 +1,105 @@
+"""`yangtuo expand`: a whole model comes back that behaves as before on old ids, with as many rows as pieces."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from yangtuo.config import ExpandConfig, TokenizerMergeConfig
+from yangtuo.errors import LineageError
+from yangtuo.stages import expand, tokenizer_merge
+from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.pieces import sentencepiece_pieces
+
+
+@pytest.fixture
+def tokenizer(pico_tokenizer: Path, tmp_path: Path) -> Path:
+    """The pico tokenizer with four Chinese pieces and a padding token."""
+    (tmp_path / "pieces.model").write_bytes(sentencepiece_pieces(["小", "镇", "小镇", "河"]))
+    output = tmp_path / "tokenizer"
+    tokenizer_merge.run(
+        TokenizerMergeConfig(
+            base=str(pico_tokenizer), pieces=str(tmp_path / "pieces.model"), add_token=("[PAD]",), output=output
+        )
+    )
+    return output
+
+
+@pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])
+def test_the_grown_model_computes_as_before(
+    fixture: str, tokenizer: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    base: Path = request.getfixturevalue(fixture)
+    artifact = expand.run(ExpandConfig(model=str(base), tokenizer=str(tokenizer), output=tmp_path / "grown"))
+    encoder = load_encoder(tokenizer)
+    size = encoder.vocabulary_size
+    assert artifact.manifest and artifact.manifest.tokenizer == encoder.fingerprint
+    assert artifact.result()["new_rows"] == 5
+    old = AutoModelForCausalLM.from_pretrained(base)
+    new, report = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", output_loading_info=True)
+    assert not any(report.values()), report
+    tied = fixture == "pico_tied_model"
+    assert new.config.tie_word_embeddings is tied and new.config.vocab_size == size
+    assert new.get_input_embeddings().weight.shape == new.get_output_embeddings().weight.shape == (size, 32)
+    assert (new.get_input_embeddings().weight.data_ptr() == new.get_output_embeddings().weight.data_ptr()) is tied
+    ids = torch.tensor([encoder.encode("Once upon a time there was a cat")])
+    with torch.inference_mode():
+        assert torch.equal(new(ids).logits[..., : size - 5], old(ids).logits)
+    config = json.loads((tmp_path / "grown/config.json").read_text(encoding="utf-8"))
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, size - 1)
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "grown")) == size
+
+
+def test_new_rows_stand_for_what_the_base_would_have_read(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """The blank that SentencePiece puts before a text is no part of a piece."""
+    expand.run(
+        ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), init="subtoken-mean", output=tmp_path / "grown")
+    )
+    old, new = load_encoder(pico_model), load_encoder(tokenizer)
+    before = AutoModelForCausalLM.from_pretrained(pico_model).get_output_embeddings().weight
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "grown").get_output_embeddings().weight
+    index = new.pieces.index("小镇")
+    sources = old.encode("小镇", prefix=False)
+    assert old.decode(sources) == "小镇" and len(sources) == 6
+    torch.testing.assert_close(after[index], before[sources].mean(dim=0))
+    torch.testing.assert_close(after[new.pieces.index("[PAD]")], before.mean(dim=0))
+
+
+def test_padded_rows_give_way(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Published models round their rows up; exactly as many rows as pieces come back."""
+    model = AutoModelForCausalLM.from_pretrained(pico_model)
+    model.resize_token_embeddings(448, mean_resizing=False)
+    model.save_pretrained(tmp_path / "padded")
+    AutoTokenizer.from_pretrained(pico_model).save_pretrained(tmp_path / "padded")
+    (tmp_path / "padded/tokenizer.model").write_bytes((pico_model / "tokenizer.model").read_bytes())
+    artifact = expand.run(
+        ExpandConfig(model=str(tmp_path / "padded"), tokenizer=str(tokenizer), output=tmp_path / "grown")
+    )
+    assert artifact.result()["new_rows"] == 5
+    grown = AutoModelForCausalLM.from_pretrained(tmp_path / "grown")
+    assert grown.get_input_embeddings().weight.shape[0] == 405
+
+
+def test_a_tokenizer_of_another_base_is_refused(
+    pico_model: Path, pico_byte_level: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LineageError, match="does not extend"):
+        expand.run(ExpandConfig(model=str(pico_model), tokenizer=str(pico_byte_level), output=tmp_path / "out"))
+    grown = tmp_path / "grown"
+    expand.run(ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), output=grown))
+    with pytest.raises(LineageError, match="400 pieces, the model has 405"):
+        expand.run(ExpandConfig(model=str(grown), tokenizer=str(pico_model), output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_chat_template_of_the_model_goes_along(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(pico_model, tmp_path / "chat")
+    (tmp_path / "chat/chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    expand.run(ExpandConfig(model=str(tmp_path / "chat"), tokenizer=str(tokenizer), output=tmp_path / "grown"))
+    assert (tmp_path / "grown/chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"

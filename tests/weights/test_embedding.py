@@ -1,0 +1,72 @@
+"""Growing rows: old rows to the bit, new rows where the chosen start says, exactly as many as pieces."""
+
+from __future__ import annotations
+
+import torch
+
+from yangtuo.weights.embedding import GrownTensors, NewRows, grow
+
+OLD = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+
+
+class Tensors:
+    """Three tensors in memory."""
+
+    def __init__(self) -> None:
+        self._tensors = {
+            "model.embed_tokens.weight": OLD,
+            "model.norm.weight": torch.ones(3),
+            "lm_head.weight": OLD.to(torch.bfloat16) * 2,
+        }
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._tensors[name].dtype
+
+    def get(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+
+def test_subtoken_mean_is_the_mean_of_the_sources_and_of_all_where_there_are_none() -> None:
+    grown = grow(OLD, NewRows(4, [[0, 2], [3], []], "subtoken-mean", 0))
+    assert torch.equal(grown[:4], OLD)
+    assert torch.equal(grown[4], torch.tensor([3.0, 4.0, 5.0]))
+    assert torch.equal(grown[5], OLD[3])
+    assert torch.equal(grown[6], OLD.mean(dim=0))
+
+
+def test_mean_is_of_kept_rows_only() -> None:
+    """Rows that pad a vocabulary are no pieces, and would pull the mean aside."""
+    grown = grow(OLD, NewRows(2, [[0]], "mean", 0))
+    assert grown.shape == (3, 3) and torch.equal(grown[2], OLD[:2].mean(dim=0))
+
+
+def test_random_rows_follow_the_seed_and_the_old_spread() -> None:
+    old = torch.randn(500, 64, generator=torch.Generator().manual_seed(1)) * 0.02
+    rows = NewRows(500, [[0]] * 300, "random", 5)
+    grown = grow(old, rows)
+    assert torch.equal(grow(old, rows), grown)
+    assert not torch.equal(grow(old, NewRows(500, [[0]] * 300, "random", 6)), grown)
+    assert abs(grown[500:].std() / old.std() - 1) < 0.05
+
+
+def test_dtype_is_kept_and_means_are_taken_in_float32() -> None:
+    """In bfloat16 sums, the mean of many rows drifts."""
+    old = torch.full((300, 2), 1.0078125, dtype=torch.bfloat16)
+    grown = grow(old, NewRows(300, [list(range(300))], "subtoken-mean", 0))
+    assert grown.dtype == torch.bfloat16 and torch.equal(grown[300], old[0])
+
+
+def test_only_embedding_and_head_grow() -> None:
+    tensors = GrownTensors(Tensors(), NewRows(4, [[0, 2]], "subtoken-mean", 0))
+    shapes = {name: tensors.shape(name) for name in tensors.names()}
+    assert shapes == {"model.embed_tokens.weight": (5, 3), "model.norm.weight": (3,), "lm_head.weight": (5, 3)}
+    for name in tensors.names():
+        assert tuple(tensors.get(name).shape) == shapes[name]
+        assert tensors.get(name).dtype == tensors.dtype(name)
+    assert torch.equal(tensors.get("lm_head.weight")[4], torch.tensor([6, 8, 10], dtype=torch.bfloat16))
