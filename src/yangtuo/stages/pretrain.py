@@ -9,50 +9,70 @@ import torch
 from peft import PeftModel
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
+from yangtuo.artifacts import Artifact, Kind, open_artifact, refuse_existing
 from yangtuo.config import PretrainConfig
 from yangtuo.data import blocks
 from yangtuo.errors import raise_all
-from yangtuo.training import adapter, base, loop
+from yangtuo.training import adapter, base, loop, processes
 from yangtuo.vocab.encoding import load_encoder
 
 
 def run(config: PretrainConfig) -> Artifact:
     """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint."""
+    processes.start()
     refuse_existing(config.output)
     base.refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     data = open_artifact(config.data, Kind.DATASET)
+    earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
-    raise_all(base.check_tokenizer(model, encoder, data))
-    with draft(config, Kind.ADAPTER, {"model": model, "data": data}, resumable=True) as made:
-        adapted = _adapted(config, model)
+    raise_all([*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
+    parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
+    with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         outcome = loop.train(
-            adapted,
+            _adapted(config, model, earlier),
             blocks.BlockDataset(data.path),
             blocks.held_out(data.path),
-            loop.Settings(
-                learning_rate=config.learning_rate,
-                embedding_learning_rate=config.embedding_learning_rate,
-                epochs=config.epochs,
-                batch_size=config.batch_size,
-                micro_batch=config.micro_batch,
-                dtype=config.dtype,
-                save_every=config.save_every,
-                seed=config.seed,
-            ),
+            _settings(config),
             made.path,
+            encoder.decode,
         )
-        base.finish_adapter(made.path, model.path)
+        processes.first_does(lambda: base.finish_adapter(made.path, model.path))
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=outcome.details())
     for name, before in outcome.bits_per_byte_before.items():
         console.note(f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out")
     return made.artifact
 
 
-def _adapted(config: PretrainConfig, model: Artifact) -> PeftModel:
+def _adapted(config: PretrainConfig, model: Artifact, earlier: Artifact | None) -> PeftModel:
     torch.manual_seed(config.seed)
+    loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
+    if earlier is not None:
+        return adapter.continue_from(loaded, earlier.path)
     shape = adapter.AdapterShape(
-        rank=config.rank, alpha=config.alpha, embeddings=config.embeddings, new_rows=base.new_rows(model)
+        rank=config.rank,
+        alpha=config.alpha,
+        embeddings=config.embeddings,
+        new_rows=base.new_rows(model),
+        variant=config.variant,
     )
-    return adapter.attach(base.load_base(model.path, loop.compute_dtype(config.dtype)), shape)
+    return adapter.attach(loaded, shape)
+
+
+def _settings(config: PretrainConfig) -> loop.Settings:
+    return loop.Settings(
+        learning_rate=config.learning_rate,
+        embedding_learning_rate=config.embedding_learning_rate,
+        rows_first=config.rows_first,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        sharding=config.sharding,
+        bounds=config.bound,
+        keep=config.keep,
+        save_every=config.save_every,
+        seed=config.seed,
+        tensorboard=config.tensorboard,
+    )

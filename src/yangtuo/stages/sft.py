@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from yangtuo.artifacts import Artifact, Draft, Kind, draft, open_artifact, refuse_existing
+from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
 from yangtuo.config import SftConfig, split_source
 from yangtuo.data.blocks import BlockDataset
 from yangtuo.data.conversations import build_blocks
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import raise_all
 from yangtuo.hub import locate
-from yangtuo.training import adapter, base, loop
+from yangtuo.training import adapter, base, loop, processes
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _BLOCKS = "blocks"
@@ -29,28 +29,24 @@ _ACCOUNT = "account.json"
 
 def run(config: SftConfig) -> Artifact:
     """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint."""
+    processes.start()
     refuse_existing(config.output)
     base.refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
+    earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
     template = get_template(config.template, model.path)
     require_template(template, encoder)
-    raise_all(base.check_rows(model, encoder))
-    with draft(config, Kind.ADAPTER, {"model": model}, resumable=True) as made:
-        account = _write_blocks(config, made, template, encoder)
-        adapted = _adapted(config, model)
-        settings = loop.Settings(
-            learning_rate=config.learning_rate,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            micro_batch=config.micro_batch,
-            dtype=config.dtype,
-            save_every=config.save_every,
-            seed=config.seed,
-        )
-        outcome = loop.train(adapted, BlockDataset(made.path / _BLOCKS), [], settings, made.path)
-        shutil.rmtree(made.path / _BLOCKS)
-        base.finish_adapter(made.path, model.path, template.stop_ids(encoder), template.render_jinja())
+    raise_all([*base.check_rows(model, encoder), *base.check_earlier(model, earlier)])
+    parents = {"model": model, **({"adapter": earlier} if earlier else {})}
+    with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
+        account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
+        dataset = BlockDataset(made.path / _BLOCKS)
+        adapted = _adapted(config, model, earlier)
+        outcome = loop.train(adapted, dataset, [], _settings(config), made.path, encoder.decode)
+        processes.first_does(lambda: shutil.rmtree(made.path / _BLOCKS))
+        stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
+        processes.first_does(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
@@ -77,9 +73,32 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     return account
 
 
-def _adapted(config: SftConfig, model: Artifact) -> PeftModel:
+def _adapted(config: SftConfig, model: Artifact, earlier: Artifact | None) -> PeftModel:
     torch.manual_seed(config.seed)
+    loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
+    if earlier is not None:
+        return adapter.continue_from(loaded, earlier.path)
     shape = adapter.AdapterShape(
-        rank=config.rank, alpha=config.alpha, embeddings=config.embeddings, new_rows=base.new_rows(model)
+        rank=config.rank,
+        alpha=config.alpha,
+        embeddings=config.embeddings,
+        new_rows=base.new_rows(model),
+        variant=config.variant,
     )
-    return adapter.attach(base.load_base(model.path, loop.compute_dtype(config.dtype)), shape)
+    return adapter.attach(loaded, shape)
+
+
+def _settings(config: SftConfig) -> loop.Settings:
+    return loop.Settings(
+        learning_rate=config.learning_rate,
+        embedding_learning_rate=config.embedding_learning_rate,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        micro_batch=config.micro_batch,
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        sharding=config.sharding,
+        save_every=config.save_every,
+        seed=config.seed,
+        tensorboard=config.tensorboard,
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -82,7 +82,7 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
         task_type="CAUSAL_LM",
         bias="none",
     )
-    with _quiet_peft():
+    with quiet_peft():
         adapted = get_peft_model(model, config)
     _settle(adapted)
     return adapted
@@ -91,7 +91,7 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
 def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:
     """Puts the adapter in `directory` on `model` and goes on training it; raises `LineageError` where it cannot fit."""
     try:
-        with _quiet_peft():
+        with quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
     except (RuntimeError, ValueError, KeyError, IndexError) as error:
         raise LineageError(
@@ -128,9 +128,16 @@ def _settle(model: PeftModel) -> None:
         # PEFT would cast every layer's input to float32 before autocast casts it back.
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+    dtype = model.dtype
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+    def narrow(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.to(dtype)
+
+    # A float32 embedding would carry the whole residual stream in float32, which the base never did.
+    model.get_input_embeddings().register_forward_hook(narrow)
 
 
 def _embedding_names(model: PreTrainedModel) -> tuple[str, str | None]:
@@ -148,7 +155,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _quiet_peft() -> Iterator[None]:
+def quiet_peft() -> Iterator[None]:
     """Hides the deprecations that PEFT itself runs into; they say nothing to a user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -6,30 +6,55 @@ It knows artifacts and tokenizers by their fingerprints only; it knows nothing o
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
 from yangtuo.config import StageConfig
-from yangtuo.errors import LineageError, OutputError, UserError, WeightsError
+from yangtuo.errors import LineageError, OutputError, TrainingError, UserError, WeightsError
 from yangtuo.training import attention
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder
 
 
-def load_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices."""
+def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:
+    """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices.
+
+    `quantized` stores the linear layers in 4 bits (NF4, twice quantized, as in QLoRA); raises `TrainingError` where
+    that is not possible here.
+    """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    implementation = "sdpa" if torch.cuda.is_available() else attention.NAME
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+    options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else attention.NAME}
+    if quantized:
+        options |= {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
     assert isinstance(model, PreTrainedModel)
     use_sliced_loss(model)
     return model
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+        raise TrainingError(
+            "weights in 4 bits need a GPU and bitsandbytes",
+            found="a GPU" if torch.cuda.is_available() else "no GPU",
+            expected="another --dtype, or a machine with a GPU",
+            run="pip install bitsandbytes",
+        )
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def new_rows(model: Artifact) -> range:
@@ -74,6 +99,23 @@ def check_rows(model: Artifact, encoder: Encoder) -> list[UserError]:
     ]
 
 
+def check_earlier(model: Artifact, earlier: Artifact | None) -> list[UserError]:
+    """What speaks against going on from the adapter `earlier`: that it was trained on another model."""
+    if earlier is None or earlier.manifest is None or "model" not in earlier.manifest.parents:
+        return []
+    trained_on = earlier.manifest.parents["model"]
+    if trained_on.fingerprint == model.fingerprint:
+        return []
+    return [
+        LineageError(
+            f"the adapter {earlier.path} was trained on another model than {model.path}",
+            found=f"{trained_on.path}, fingerprint {trained_on.fingerprint[:12]}",
+            expected=f"fingerprint {model.fingerprint[:12]}",
+            run=f"the same command with --model {trained_on.path}",
+        )
+    ]
+
+
 def refuse_other_work(config: StageConfig) -> None:
     """Raises `OutputError` where checkpoints of another config or other data wait under the output's name."""
     output = config.output_path()
@@ -92,8 +134,12 @@ def refuse_other_work(config: StageConfig) -> None:
 
 
 def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), template: str | None = None) -> None:
-    """Completes the adapter in `directory` with the model's tokenizer files, and a chat template and its stop ids."""
+    """Completes the adapter in `directory` with the model's tokenizer files, and a chat template and its stop ids.
+
+    The checkpoints go last: until then a run that is killed goes on from them.
+    """
     copy_tokenizer(model, directory)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     if template is None:
         return
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -7,9 +7,9 @@ are a pure function of the seed (see `order`), so a run that was killed goes on 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +17,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from yangtuo import console
 from yangtuo.errors import TrainingError
-from yangtuo.training import adapter, checkpoints, held_out
+from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes
 from yangtuo.training.journal import Journal
 from yangtuo.training.order import OrderedBlocks
+from yangtuo.training.sharding import Sharding, trainer_options
+from yangtuo.training.watch import BEST, Watch, Watched
 
 WARMUP_SHARE = 0.03
 CHECKPOINTS = "checkpoints"
 _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
+_WEIGHTS = "adapter_model.safetensors"
+_NAMED_BLOCKS = 8
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +48,21 @@ class Settings:
 
     learning_rate: float
     embedding_learning_rate: float | None = None
+    rows_first: float = 0.0
+    """Share of the steps, at the beginning, in which embedding and head learn alone."""
     epochs: float = 1.0
     batch_size: int = 8
     micro_batch: int | None = None
     """Blocks in one forward pass of one process; its whole share of the batch when None."""
     dtype: Dtype = "auto"
+    gradient_checkpointing: bool = False
+    sharding: Sharding = "none"
+    bounds: tuple[str, ...] = ()
+    """`NAME=SHARE`: training stops where held-out bits per byte of a source are worse by more than its share."""
+    keep: Keep = "last"
     save_every: int = 500
     seed: int = 0
+    tensorboard: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,14 @@ class Outcome:
     """Mean training loss of the first and of the last tenth of the steps, at most 20 steps each, in nats a token."""
     bits_per_byte_before: dict[str, float]
     bits_per_byte_after: dict[str, float]
+    kept_step: int
+    """The step whose adapter was kept."""
 
     def details(self) -> dict[str, Any]:
         """The figures as the manifest keeps them, rounded."""
         return {
             "steps": self.steps,
+            "kept_step": self.kept_step,
             "tokens": self.tokens,
             "first_loss": round(self.first_loss, 4),
             "last_loss": round(self.last_loss, 4),
@@ -76,7 +94,7 @@ class Outcome:
 
 def compute_dtype(name: Dtype) -> torch.dtype:
     """The arithmetic of the forward pass: "auto" takes bfloat16 where the device computes in it, else float32."""
-    if name != "auto":
+    if name not in ("auto", "nf4"):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -90,45 +108,71 @@ def train(
     sources: Sequence[held_out.Documents],
     settings: Settings,
     directory: Path,
+    decode: Callable[[list[int]], str] = str,
 ) -> Outcome:
     """Trains the adapter of `model` on `blocks` and leaves it, whole, in `directory`.
 
     `blocks` is a map-style dataset of `input_ids`, `labels` (-100 where nothing is learned; shifted by the loss) and
-    `position_ids` (restarting at each document), all of one length. Checkpoints stand in `directory/checkpoints` until
-    the run ends; where some are there already, the run goes on from the last whole one.
+    `position_ids` (restarting at each document), all of one length; `decode` makes text of ids where a guard must name
+    documents. Checkpoints stand in `directory/checkpoints`; where some are there already, the run goes on from the
+    last whole one. Raises `TrainingError` for a run that trains nothing, diverges, forgets, or is told to end.
     """
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
+    guards.require_learned(blocks)
     num_steps = max(1, math.ceil(settings.epochs * len(blocks) / settings.batch_size))
     ordered = OrderedBlocks(blocks, num_steps * settings.batch_size, settings.seed)
     block_size = len(blocks[0]["input_ids"])
-    resumed = checkpoints.latest_complete(directory / CHECKPOINTS)
-    journal = Journal(directory, checkpoints.step_of(resumed) if resumed else 0)
-    arguments = _arguments(settings, num_steps, directory / CHECKPOINTS)
-    measures = [
-        held_out.pack(source, block_size, arguments.per_device_train_batch_size, _MEASURED_TOKENS)
-        for source in sources
-        if source.documents
-    ]
+    resumed = processes.first_does(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
+    journal = Journal(
+        directory,
+        checkpoints.step_of(resumed) if resumed else 0,
+        writes=processes.number() == 0,
+        tensorboard=settings.tensorboard,
+    )
+    if settings.gradient_checkpointing:
+        _compute_layers_again(model)
     with _quiet_transformers():
+        arguments = _arguments(settings, num_steps, directory / CHECKPOINTS)
+        micro_batch = arguments.per_device_train_batch_size
         trainer = _Trainer(model, arguments, ordered, settings)
-        measure = partial(held_out.bits_per_byte, model, measures, trainer.accelerator.autocast)
-        with console.progress("training", num_steps, "steps") as bar:
-            watch = _Watch(journal, measure, bar, num_steps, settings.batch_size * block_size)
-            trainer.add_callback(watch)
-            if resumed:
-                console.note(f"resuming after step {checkpoints.step_of(resumed)} of {num_steps}")
-                bar.advance(checkpoints.step_of(resumed))
-            elif measures:
-                journal.write(0, {"bits_per_byte": measure()})
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-        _save(trainer, model, directory)
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    return _outcome(journal, num_steps, num_steps * settings.batch_size * block_size)
+        measures = [held_out.pack(source, block_size, micro_batch, _MEASURED_TOKENS) for source in sources]
+        tokens_a_step = settings.batch_size * block_size
+        made = plan.make_plan(
+            model,
+            model.config,
+            num_steps,
+            num_steps * tokens_a_step,
+            micro_batch * block_size,
+            layers_again=settings.gradient_checkpointing,
+        )
+        run = Watched(
+            model=model,
+            journal=journal,
+            measure=lambda: held_out.bits_per_byte(trainer.model_wrapped, measures, trainer.accelerator.autocast),
+            batch_name=partial(_batch_name, ordered, settings.batch_size, decode),
+            save_adapter=trainer.save_adapter,
+            directory=directory,
+            num_steps=num_steps,
+            tokens_a_step=tokens_a_step,
+            bounds=guards.parse_bounds(settings.bounds, [measure.name for measure in measures]),
+            finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
+            movement=guards.Movement(model, _rows_first_steps(settings, num_steps)),
+        )
+        for line in made.lines():
+            console.note(line)
+        _drive(trainer, run, resumed)
+    return _finish(trainer, run, settings)
 
 
-def learning_rate_share(step: int, num_steps: int) -> float:
-    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, cosine decay to zero."""
+def learning_rate_share(step: int, num_steps: int, first_step: int = 0) -> float:
+    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, cosine decay to zero.
+
+    Before `first_step` it is 0.
+    """
+    step, num_steps = step - first_step, num_steps - first_step
+    if step < 0:
+        return 0.0
     warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
     if step < warmup:
         return (step + 1) / warmup  # never 0: a first step that moves nothing would hide that nothing can move
@@ -148,61 +192,115 @@ class _Trainer(Trainer):
             optimizer_cls_and_kwargs=(torch.optim.AdamW, _optimizer_options(model, settings)),
         )
         self.remove_callback(PrinterCallback)
+        self._settings = settings
+        self._adapted = model
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LambdaLR:
         if self.lr_scheduler is None:
-            share = partial(learning_rate_share, num_steps=num_training_steps)
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, share)  # type: ignore[arg-type]
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            first = _rows_first_steps(self._settings, num_training_steps)
+            shares = [
+                partial(learning_rate_share, num_steps=num_training_steps, first_step=0 if group["rows"] else first)
+                for group in optimizer.param_groups
+            ]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shares)  # type: ignore[arg-type]
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        path = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(path, ignore_errors=True)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full or "write" not in str(error).lower():
+                raise
+            raise OSError(errno.ENOSPC, "No space left on device") from error  # torch and safetensors hide the number
 
-class _Watch(TrainerCallback):
-    """Writes the journal, moves the bar, and marks checkpoints once they are whole."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        measure: Callable[[], dict[str, float]],
-        bar: console.Progress,
-        num_steps: int,
-        tokens_a_step: int,
-    ) -> None:
-        self._journal = journal
-        self._measure = measure
-        self._bar = bar
-        self._num_steps = num_steps
-        self._tokens_a_step = tokens_a_step
-        self._started = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
-        logs = values.get("logs")
-        if logs is None or "loss" not in logs:
+    def save_adapter(self, directory: Path) -> None:
+        """Writes the adapter, gathered from all processes, into `directory`, and reads it back to compare."""
+        state = None
+        if processes.count() > 1:
+            state = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.args.should_save:
             return
-        names = ("loss", "grad_norm", "learning_rate")
-        self._journal.write(state.global_step, {name: logs[name] for name in names if name in logs})
-        now = time.monotonic()
-        speed = self._tokens_a_step / max(now - self._started, 1e-9)
-        self._started = now
-        self._bar.advance(1, f"training: loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
+        with adapter.quiet_peft():
+            self._adapted.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
+            expected = get_peft_model_state_dict(self._adapted, state_dict=state, save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
+        _compare(directory / _WEIGHTS, expected)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        if state.global_step % int(args.save_steps) == 0 or state.global_step == self._num_steps:
-            self._journal.write(state.global_step, {"bits_per_byte": self._measure()})
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        if args.should_save:
-            checkpoints.mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+def _drive(trainer: _Trainer, run: Watched, resumed: Path | None) -> None:
+    """Runs the steps; where SIGTERM came, raises `SystemExit` once a checkpoint is written."""
+    with console.progress("training", run.num_steps, "steps") as bar:
+        watch = Watch(run, bar)
+        trainer.add_callback(watch)
+        if resumed:
+            console.note(f"resuming after step {checkpoints.step_of(resumed)} of {run.num_steps}")
+            bar.advance(checkpoints.step_of(resumed))
+        elif before := run.measure():
+            run.journal.write(0, {"bits_per_byte": before})
+        with watch.sigterm_saves():
+            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if watch.terminated:
+        console.warn(f"told to end at step {trainer.state.global_step}; a checkpoint is written")
+        raise SystemExit(143)
+
+
+def _finish(trainer: _Trainer, run: Watched, settings: Settings) -> Outcome:
+    """Leaves the adapter to be kept in the run's directory, and its checkpoints until the artifact is described."""
+    best = run.directory / BEST
+    measured: list[tuple[int, dict[str, float]]] = run.journal.series("bits_per_byte")
+    after, kept = measured[-1][1] if measured else {}, run.num_steps
+    trainer.save_adapter(run.directory)
+    if processes.agree(settings.keep == "best" and best.is_dir()):
+        after, kept = _best_measure(measured), _best_step(measured)
+        if processes.number() == 0:
+            (best / _WEIGHTS).replace(run.directory / _WEIGHTS)
+    if processes.number() == 0:
+        shutil.rmtree(best, ignore_errors=True)
+    losses = [loss for _, loss in run.journal.series("loss")]
+    span = min(20, max(1, len(losses) // 10))
+    return Outcome(
+        steps=run.num_steps,
+        tokens=run.num_steps * run.tokens_a_step,
+        first_loss=sum(losses[:span]) / span,
+        last_loss=sum(losses[-span:]) / span,
+        bits_per_byte_before=measured[0][1] if measured else {},
+        bits_per_byte_after=after,
+        kept_step=kept,
+    )
+
+
+def _best_step(measured: Sequence[tuple[int, dict[str, float]]]) -> int:
+    return min(measured[1:], key=lambda item: sum(item[1].values()))[0]
+
+
+def _best_measure(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    return min(measured[1:], key=lambda item: sum(item[1].values()))[1]
 
 
 def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingArguments:
     dtype = compute_dtype(settings.dtype)
     on_cpu = not torch.cuda.is_available()
-    arguments = TrainingArguments(
+    share, rest = divmod(settings.batch_size, processes.count())
+    if rest:
+        raise TrainingError(
+            "the batch cannot be shared evenly among the processes",
+            found=f"batch size {settings.batch_size}, {processes.count()} processes",
+            expected=f"a --batch-size that is a multiple of {processes.count()}",
+        )
+    micro_batch = math.gcd(share, settings.micro_batch) if settings.micro_batch else share
+    return TrainingArguments(
         output_dir=str(directory),
         max_steps=num_steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=share // micro_batch,
         train_sampling_strategy="sequential",
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,
@@ -219,18 +317,9 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         max_grad_norm=1.0,
+        ddp_find_unused_parameters=False,
+        **trainer_options(settings.sharding),
     )
-    share, rest = divmod(settings.batch_size, arguments.world_size)
-    if rest:
-        raise TrainingError(
-            "the batch cannot be shared evenly among the processes",
-            found=f"batch size {settings.batch_size}, {arguments.world_size} processes",
-            expected=f"a --batch-size that is a multiple of {arguments.world_size}",
-        )
-    micro_batch = math.gcd(share, settings.micro_batch) if settings.micro_batch else share
-    arguments.per_device_train_batch_size = micro_batch
-    arguments.gradient_accumulation_steps = share // micro_batch
-    return arguments
 
 
 def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
@@ -239,37 +328,51 @@ def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
     rows = [parameter for name, parameter in named if adapter.is_embedding(name)]
     rest = [parameter for name, parameter in named if not adapter.is_embedding(name)]
     groups = [
-        {"params": rest, "lr": settings.learning_rate},
-        {"params": rows, "lr": settings.embedding_learning_rate or settings.learning_rate},
+        {"params": rest, "lr": settings.learning_rate, "rows": False},
+        {"params": rows, "lr": settings.embedding_learning_rate or settings.learning_rate, "rows": True},
     ]
     return {
         "params": [group for group in groups if group["params"]],
         "lr": settings.learning_rate,
         "betas": (0.9, 0.95),
         "weight_decay": 0.0,
-        "fused": True,
+        "fused": settings.sharding != "fsdp2",
     }
 
 
-def _save(trainer: _Trainer, model: PeftModel, directory: Path) -> None:
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.accelerator.num_processes > 1 else None
-    if trainer.args.should_save:
-        model.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
-        (directory / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
+def _compute_layers_again(model: PeftModel) -> None:
+    """Switches gradient checkpointing on, never the reentrant kind, which trains nothing behind frozen inputs."""
+    base = model.get_base_model()
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the newer name, or that of transformers before 5.20
 
 
-def _outcome(journal: Journal, num_steps: int, num_tokens: int) -> Outcome:
-    losses = [loss for _, loss in journal.series("loss")]
-    span = min(20, max(1, len(losses) // 10))
-    measured: list[dict[str, float]] = [value for _, value in journal.series("bits_per_byte")] or [{}]
-    return Outcome(
-        steps=num_steps,
-        tokens=num_tokens,
-        first_loss=sum(losses[:span]) / span,
-        last_loss=sum(losses[-span:]) / span,
-        bits_per_byte_before=measured[0],
-        bits_per_byte_after=measured[-1],
+def _rows_first_steps(settings: Settings, num_steps: int) -> int:
+    return math.floor(settings.rows_first * num_steps)
+
+
+def _batch_name(ordered: OrderedBlocks, batch_size: int, decode: Callable[[list[int]], str], step: int) -> str:
+    """The blocks of a step by number, with the beginning of the text of each."""
+    numbers = [ordered.block_number(index) for index in range((step - 1) * batch_size, step * batch_size)]
+    texts = [decode(ordered.block(number)["input_ids"][:24].tolist()) for number in numbers[:_NAMED_BLOCKS]]
+    named = [f"{number} ({text[:40]!r})" for number, text in zip(numbers, texts, strict=False)]
+    return "blocks " + ", ".join([*named, *map(str, numbers[_NAMED_BLOCKS:])])
+
+
+def _compare(path: Path, expected: dict[str, Tensor]) -> None:
+    """Raises `TrainingError` where the file does not hold the tensors that were to be written."""
+    written = load_file(path)
+    wrong = sorted(
+        name
+        for name in expected.keys() | written.keys()
+        if name not in written or name not in expected or not torch.equal(written[name], expected[name].detach().cpu())
     )
+    if wrong or not written:
+        raise TrainingError(
+            f"{path.name} does not hold what was trained",
+            found=", ".join(wrong[:5]) or "no tensor",
+            expected=f"{len(expected)} tensors, equal to those in memory",
+        )
 
 
 @contextlib.contextmanager

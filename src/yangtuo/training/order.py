@@ -33,8 +33,12 @@ class OrderedBlocks(Dataset[dict[str, torch.Tensor]]):
             self._pass = number
         return self._order[place]
 
+    def block(self, number: int) -> dict[str, torch.Tensor]:
+        """Block `number` of the dataset."""
+        block: dict[str, torch.Tensor] = self._blocks[number]
+        return block
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not 0 <= index < self._num_blocks:
             raise IndexError(index)
-        block: dict[str, torch.Tensor] = self._blocks[self.block_number(index)]
-        return block
+        return self.block(self.block_number(index))

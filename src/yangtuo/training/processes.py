@@ -1,0 +1,76 @@
+"""The processes of a run: one on a desk, many under `torchrun` or `accelerate launch`.
+
+The first process alone writes, speaks and decides; the others follow. They need one file system. This module knows
+nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
+from torch import distributed
+
+from yangtuo import artifacts, console
+from yangtuo.artifacts import Artifact, Draft, Kind
+from yangtuo.config import StageConfig
+
+
+def number() -> int:
+    """This process's rank, 0 for the first or only one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def count() -> int:
+    """How many processes take part."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start() -> None:
+    """Joins the group, if there is one; from then on all processes but the first are silent."""
+    if count() > 1:
+        PartialState(cpu=not torch.cuda.is_available())
+        console.stderr.quiet = console.stdout.quiet = number() > 0
+
+
+def agree(value: Any) -> Any:
+    """The first process's `value`, on all of them; also a point at which all wait for each other."""
+    if count() == 1:
+        return value
+    box = [value]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def anywhere(flags: Sequence[bool]) -> list[bool]:
+    """For each flag, whether it is set in any process."""
+    if count() == 1 or not flags:
+        return list(flags)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    tensor = torch.tensor(flags, dtype=torch.int32, device=device)
+    distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in tensor.tolist()]
+
+
+def first_does(work: Callable[[], Any]) -> Any:
+    """Runs `work` in the first process while the others wait; returns its result in all of them."""
+    return agree(work() if number() == 0 else None)
+
+
+@contextmanager
+def shared_draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact]) -> Iterator[Draft]:
+    """A resumable `artifacts.draft` that the first process makes and finishes, and all of them write into."""
+    if number() > 0:
+        path, resumed = agree(None)
+        follower = Draft(path, resumed)
+        yield follower
+        follower._artifact = agree(None)
+        return
+    with artifacts.draft(config, kind, parents, resumable=True) as made:
+        agree((made.path, made.resumed))
+        yield made
+    agree(made.artifact)

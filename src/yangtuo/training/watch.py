@@ -1,0 +1,139 @@
+"""What happens beside the steps: the journal, the bar, the guards, held-out measures, the best and the last checkpoint.
+
+It is called by the Trainer and calls what it was given; it knows nothing of how a step is made.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainerCallback
+
+from yangtuo import console
+from yangtuo.errors import TrainingError
+from yangtuo.training import checkpoints, guards, processes
+from yangtuo.training.journal import Journal
+
+BEST = "best"
+_SPEED_AFTER = 10  # steps before the time left is said
+
+
+@dataclass(kw_only=True)
+class Watched:
+    """What a run gives to its watch."""
+
+    model: PeftModel
+    journal: Journal
+    measure: Callable[[], dict[str, float]]
+    batch_name: Callable[[int], str]
+    """Which blocks an optimizer step was made of, in words."""
+    save_adapter: Callable[[Path], None]
+    directory: Path
+    num_steps: int
+    tokens_a_step: int
+    bounds: dict[str, float]
+    finite: guards.Finite
+    movement: guards.Movement
+
+
+class Watch(TrainerCallback):
+    """The Trainer's callback; see the module."""
+
+    def __init__(self, run: Watched, bar: console.Progress) -> None:
+        self._run = run
+        self._bar = bar
+        self._first_step: int | None = None
+        self._started = self._last = time.monotonic()
+        self.terminated = False
+        measured = run.journal.series("bits_per_byte")
+        self._best = min((_mean(value) for _, value in measured[1:]), default=float("inf"))
+
+    def on_log(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
+        logs = values.get("logs") or {}
+        if "loss" not in logs:
+            return
+        step = state.global_step
+        names = ("loss", "grad_norm", "learning_rate")
+        self._run.journal.write(step, {name: logs[name] for name in names if name in logs})
+        self._run.finite.check(step, logs["loss"], logs.get("grad_norm"), self._run.batch_name)
+        now = time.monotonic()
+        speed = self._run.tokens_a_step / max(now - self._last, 1e-9)
+        self._last = now
+        self._bar.advance(1, f"training: loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        if self._first_step is None:
+            self._first_step, self._started = step, time.monotonic()
+        done = step - self._first_step
+        self._run.movement.check(done + 1)
+        if done == _SPEED_AFTER:
+            a_step = max(time.monotonic() - self._started, 1e-9) / done
+            left = _duration(a_step * (self._run.num_steps - step))
+            console.note(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
+        if step % int(args.save_steps) == 0 or step == self._run.num_steps:
+            self._take_measures(step)
+        if processes.anywhere([self.terminated])[0]:
+            self.terminated = control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        processes.first_does(lambda: checkpoints.mark_complete(path))
+
+    @contextmanager
+    def sigterm_saves(self) -> Iterator[None]:
+        """While this lasts, SIGTERM (of a scheduler, as a rule) asks for a checkpoint and an orderly end."""
+
+        def terminate(_number: int, _frame: FrameType | None) -> None:
+            self.terminated = True
+
+        previous = signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _take_measures(self, step: int) -> None:
+        now = self._run.measure()
+        if not now:
+            return
+        self._run.journal.write(step, {"bits_per_byte": now})
+        before = self._run.journal.series("bits_per_byte")[0][1]
+        name = guards.forgotten(self._run.bounds, before, now)
+        if name is not None:
+            raise TrainingError(
+                f"{name} is being forgotten: the bound on it is broken at step {step}",
+                found=f"{now[name]:.4f} bits per byte, {before[name]:.4f} before training",
+                expected=f"at most {self._run.bounds[name]:.1%} worse; checkpoints written before are kept",
+                run=f"yangtuo prepare with more of {name}, or the same command with a smaller --learning-rate",
+            )
+        if _mean(now) < self._best and self._run.num_steps > step:
+            self._best = _mean(now)
+            self._keep_best()
+        elif _mean(now) < self._best and processes.number() == 0:
+            shutil.rmtree(self._run.directory / BEST, ignore_errors=True)  # the last is the best
+
+    def _keep_best(self) -> None:
+        fresh = self._run.directory / f".{BEST}"
+        self._run.save_adapter(fresh)
+        if processes.number() == 0:
+            shutil.rmtree(self._run.directory / BEST, ignore_errors=True)
+            fresh.rename(self._run.directory / BEST)
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"
