@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,13 +80,24 @@ def write_weights(
             found=f"{free / 1e9:.2f} GB free in {directory.parent}",
             run=f"df -h {directory.parent}",
         )
+    names = list(plan)
     with (
         ShardedWriter(directory, shard_size, plan=plan) as writer,
         console.progress(description, total, "bytes") as bar,
+        ThreadPoolExecutor(max_workers=1) as ahead,  # reads or computes the next tensor while one is written
     ):
-        for name, spec in plan.items():
-            writer.add(name, cast(name, tensors.get(name), spec.dtype))
-            bar.advance(spec.num_bytes)
+
+        def prepare(name: str) -> torch.Tensor:
+            return cast(name, tensors.get(name), plan[name].dtype)
+
+        coming = ahead.submit(prepare, names[0])
+        for name, following in zip_longest(names, names[1:]):
+            tensor = coming.result()
+            if following is not None:
+                coming = ahead.submit(prepare, following)
+            writer.add(name, tensor)
+            del tensor  # or it would stay while the one after next is made
+            bar.advance(plan[name].num_bytes)
         return writer.close()
 
 

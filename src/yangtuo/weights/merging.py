@@ -7,14 +7,15 @@ follow PEFT's arithmetic. It refuses to know files, tokenizers and lineage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast as typing_cast
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
 from yangtuo.errors import UserError, WeightsError, raise_all
 from yangtuo.weights.adapter import Adapter, Add, LowRank, Replace, ReplaceRows, Update
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors, all_finite
+from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
 
 _BLOCK = 1 << 20  # elements computed at a time: 4 MiB of float32, which stays in the processor's cache
 
@@ -77,46 +78,36 @@ class MergedTensors:
         steps = self._steps.get(name, [])
         if not steps:
             return self._base.get(self._source(name))  # whoever writes it casts it
+        folds = [_fold(adapter, update) for adapter, update in steps]
+        base = None if isinstance(steps[0][1], Replace) else self._base.get(self._source(name))
         result = torch.empty(self._shapes[name], dtype=self.dtype(name))
         rows = result.shape[0]
         height = max(1, _BLOCK // max(1, result[0].numel()))
         if any(isinstance(update, LowRank) and update.magnitude and update.transposed for _, update in steps):
             height = rows  # DoRA's norm runs down the columns: no block knows it alone
-        for start in range(0, rows, height):
-            result[start : start + height] = self._block(name, steps, slice(start, min(start + height, rows)))
-            if not all_finite(result[start : start + height]):
+        limit = torch.finfo(result.dtype).max
+
+        def compute(start: int) -> bool:
+            block = slice(start, min(start + height, rows))
+            value = base[block].to(torch.float32, copy=True) if base is not None else torch.empty(0)
+            for fold in folds:
+                value = fold(value, block)
+            result[block] = value
+            least, greatest = torch.aminmax(value)
+            return bool(least >= -limit) and bool(greatest <= limit)  # false for NaN too
+
+        # One thread a block instead of all threads in each operation: blocks stay in cache, and nobody waits.
+        with one_thread_an_operation(), ThreadPoolExecutor() as pool:
+            if not all(pool.map(compute, range(0, rows, height))):
                 raise WeightsError(
-                    f"{name} is not finite after the merge", expected="finite numbers in base and adapters"
+                    f"{name} is not finite after the merge, or not in {result.dtype}",
+                    expected=f"magnitudes up to {limit:.6g}; a damaged adapter, or a --dtype that is too narrow",
                 )
         return result
 
     def _source(self, name: str) -> str:
         """The base's tensor behind a name: a head that was tied starts as the embedding."""
         return EMBEDDING if name == HEAD and HEAD not in self._base.names() else name
-
-    def _block(self, name: str, steps: Sequence[Step], rows: slice) -> torch.Tensor:
-        value: torch.Tensor | None = None
-        if not isinstance(steps[0][1], Replace):
-            value = self._base.get(self._source(name))[rows].float()
-        for adapter, update in steps:
-            get = adapter.tensors.get
-            if isinstance(update, Replace):
-                value = get(update.key)[rows].float()
-                continue
-            assert value is not None
-            if isinstance(update, ReplaceRows):
-                inside = [
-                    (place, row - rows.start) for place, row in enumerate(update.rows) if rows.start <= row < rows.stop
-                ]
-                if inside:
-                    places, targets = (torch.tensor(column) for column in zip(*inside, strict=True))
-                    value = value.index_copy(0, targets, get(update.key)[places].float())
-            elif isinstance(update, Add):
-                value = value + get(update.key)[rows].float() * update.scaling
-            else:
-                value = _add_low_rank(value, adapter, update, rows)
-        assert value is not None
-        return value
 
     def _plan(self, adapter: Adapter) -> list[UserError]:
         errors: list[UserError] = []
@@ -198,13 +189,49 @@ class MergedTensors:
         return True
 
 
-def _add_low_rank(value: torch.Tensor, adapter: Adapter, update: LowRank, rows: slice) -> torch.Tensor:
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
+    """Inside, every torch operation runs on its caller's thread alone."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _fold(adapter: Adapter, update: Update) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """The update as a function of a block of rows, float32, and of which rows it is; it may change the block."""
+    get = adapter.tensors.get
+    if isinstance(update, Replace):
+        trained = get(update.key)
+        return lambda _, rows: trained[rows].to(torch.float32, copy=True)
+    if isinstance(update, Add):
+        vector = get(update.key).float() * update.scaling
+        return lambda value, rows: value.add_(vector[rows])
+    if isinstance(update, ReplaceRows):
+        places, source = torch.tensor(update.rows, dtype=torch.long), get(update.key).float()
+
+        def replace(value: torch.Tensor, rows: slice) -> torch.Tensor:
+            inside = (places >= rows.start) & (places < rows.stop)
+            return value.index_copy_(0, places[inside] - rows.start, source[inside])
+
+        return replace
+    return _low_rank(adapter, update)
+
+
+def _low_rank(adapter: Adapter, update: LowRank) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """In PEFT's order, so that float32 results are the same: product, scaling, sum, and for DoRA the rescaling."""
     a, b = adapter.tensors.get(update.a).float(), adapter.tensors.get(update.b).float()
-    delta = (b @ a[:, rows]).T if update.transposed else b[rows] @ a
-    value = value + delta * update.scaling
-    if update.magnitude is None:
-        return value
-    magnitude = adapter.tensors.get(update.magnitude).float()
-    norm = torch.linalg.norm(value, dim=0 if update.transposed else 1)
-    factor = magnitude / norm if update.transposed else (magnitude[rows] / norm).unsqueeze(1)
-    return typing_cast(torch.Tensor, factor * value)
+    magnitude = adapter.tensors.get(update.magnitude).float() if update.magnitude else None
+
+    def add(value: torch.Tensor, rows: slice) -> torch.Tensor:
+        delta = (b @ a[:, rows]).T if update.transposed else b[rows] @ a
+        value.add_(delta.mul_(update.scaling))
+        if magnitude is None:
+            return value
+        norm = torch.linalg.norm(value, dim=0 if update.transposed else 1)
+        factor = magnitude / norm if update.transposed else (magnitude[rows] / norm).unsqueeze(1)
+        return value.mul_(factor)
+
+    return add
