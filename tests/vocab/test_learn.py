@@ -16,9 +16,9 @@ TEXTS = ["小河流过小镇，小镇的人爱小河。", "小镇的人说：小
 def test_merges_are_byte_pair_encoding() -> None:
     """Counts by hand: ab 5 times, then (ab)c 3 times; d never occurs twice beside the same neighbour."""
     lines = ["abc\nabc\nabc", "ab\nab\nd"]
-    assert train_merges(lines, list("abcd"), 10, 2) == [("a", "b"), ("ab", "c")]
-    assert train_merges(lines, list("abcd"), 1, 2) == [("a", "b")]
-    assert train_merges(lines, list("abcd"), 0, 2) == []
+    assert train_merges(lines, list("abcd"), 10) == [("a", "b"), ("ab", "c")]
+    assert train_merges(lines, list("abcd"), 1) == [("a", "b")]
+    assert train_merges(lines, list("abcd"), 0) == []
 
 
 def test_frequent_pieces_are_learned_and_known_ones_are_not(pico_sentencepiece: bytes) -> None:

@@ -14,7 +14,13 @@ from typing import Any
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.engines import FastEngine
-from yangtuo.vocab.learn import balanced, covering_characters, cut_blocks, script_lines, train_merges
+from yangtuo.vocab.learn import (
+    covering_characters,
+    cut_blocks,
+    learn_within,
+    script_lines,
+    train_merges,
+)
 from yangtuo.vocab.scripts import Scripts
 from yangtuo.vocab.sentencepiece_model import added_token
 
@@ -80,16 +86,14 @@ def learn_merges(base: Mapping[str, Any], texts: Iterable[str], size: int, scrip
     spelled = {
         one: [pieces[index] for index in engine.split(to_byte_level(one))] for one in covering_characters(counts)
     }
-    gains = {one: (len(parts) - 1) * counts[one] for one, parts in spelled.items()}
+    apart = [one for one, parts in spelled.items() if len(parts) > 1]
 
-    def learn(some: Sequence[str], characters: Sequence[str], min_count: int) -> list[Merge]:
-        first = _character_merges([spelled[one] for one in characters if len(spelled[one]) > 1])
-        wanted = max(size - len(first), 0)
-        return [*first, *_word_merges(_extended(base, first), some, scripts, wanted, min_count)]
+    def learn(characters: Sequence[str]) -> list[Merge]:
+        first = _character_merges(spelled[one] for one in characters)[:size]
+        return [*first, *_word_merges(_extended(base, first), lines, scripts, size - len(first))]
 
-    merges = balanced(size, gains, lines, learn)
-    whole = sum(_is_character(left + right) for left, right in merges)
-    return LearnedMerges(merges, whole)
+    merges = learn_within(size, apart, learn)
+    return LearnedMerges(merges, sum(_is_character(left + right) for left, right in merges))
 
 
 def _character_merges(spelled: Iterable[Sequence[str]]) -> list[Merge]:
@@ -103,11 +107,7 @@ def _character_merges(spelled: Iterable[Sequence[str]]) -> list[Merge]:
     return list(merges)
 
 
-def _word_merges(
-    content: Mapping[str, Any], lines: Sequence[str], scripts: Scripts, num_merges: int, min_count: int
-) -> list[Merge]:
-    if num_merges == 0:
-        return []
+def _word_merges(content: Mapping[str, Any], lines: Sequence[str], scripts: Scripts, num_merges: int) -> list[Merge]:
     pieces = _pieces(content)
     usable = [index for index, piece in enumerate(pieces) if _usable(piece, scripts)]
     symbols = {index: chr(_FIRST_SYMBOL + rank) for rank, index in enumerate(usable)}
@@ -115,7 +115,7 @@ def _word_merges(
     words = _symbol_lines(FastEngine(content), lines, symbols)
     known = set(pieces)
     merges: list[Merge] = []
-    for left, right in train_merges(words, list(texts), num_merges, min_count):
+    for left, right in train_merges(words, list(texts), num_merges):
         pair = "".join(texts[one] for one in left), "".join(texts[one] for one in right)
         if pair[0] + pair[1] not in known and scripts.accepts(_text(pair[0] + pair[1])):
             merges.append(pair)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,10 +22,10 @@ CHARACTER_COVERAGE = 0.9995
 """Share of the text's characters that get a piece of their own; the rare rest stays bytes."""
 MAX_PIECE_LENGTH = 16
 _MIN_COUNT = 2
-_SAMPLE = 1_000_000  # characters on which characters are weighed against merges
-_BLOCK = 1 << 15
+_CHARACTER_SHARE = 0.6  # of the new pieces, where words are left to learn
 
 Item = TypeVar("Item")
+_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -44,65 +44,37 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts) -
     """
     known = {piece.piece for piece in base.pieces if piece.type == NORMAL}
     lines, counts = script_lines(texts, scripts, blank=BLANK)
-    # A character without a piece is three bytes in the scripts that matter here, so a piece saves two tokens.
-    gains = {one: 0 if one in known else 2 * counts[one] for one in covering_characters(counts)}
+    characters = covering_characters(counts)
+    apart = [one for one in characters if one not in known]
 
-    def learn(some: Sequence[str], characters: Sequence[str], min_count: int) -> list[str]:
-        new = [one for one in characters if one not in known]
-        wanted = max(size - len(new), 0)
-        merges = train_merges(_restricted(some, set(characters)), characters, wanted, min_count)
+    def learn(new: Sequence[str]) -> list[str]:
+        alphabet = [*new, *(one for one in characters if one in known)]
+        merges = train_merges(restricted_lines(lines, set(alphabet)), alphabet, size - len(new))
         products = dict.fromkeys(left + right for left, right in merges)
         return [*new, *(piece for piece in products if piece not in known)]
 
-    pieces = balanced(size, gains, lines, learn)
+    pieces = learn_within(size, apart, learn)
     return Learned(pieces, sum(len(piece) == 1 for piece in pieces))
 
 
-def balanced(
-    size: int,
-    gains: Mapping[str, int],
-    lines: Sequence[str],
-    learn: Callable[[Sequence[str], Sequence[str], int], list[Item]],
-) -> list[Item]:
-    """The first `size` items of `learn(lines, characters, min_count)`, characters and merges held to one gain.
+def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence[str]], list[Item]]) -> list[Item]:
+    """The first `size` items of `learn(characters)`, given only as many `characters` as leave room for words.
 
-    `gains` has the tokens that a piece for a character would save, most frequent character first, 0 where the base
-    has one. Where new characters take more than half of `size`, rare ones are given up together with rare merges;
-    how many, is found on a sample. Raises `VocabularyError` where even the most generous choice is too small.
+    Where words are too few, all characters are taken. Measured on unseen text (docs/design/010-vocabulary.md): with
+    few characters bytes are left in every text, with many no words are learned. Raises `VocabularyError` where the
+    corpus holds less than `size`.
     """
-    characters = list(gains)
-    if sum(gain > 0 for gain in gains.values()) > size // 2:
-        sample, fraction = _sample(lines)
-
-        def chosen(min_gain: int) -> list[str]:
-            return [one for one in characters if gains[one] == 0 or gains[one] * fraction >= min_gain]
-
-        low, high = _MIN_COUNT, 2 * _MIN_COUNT
-        while len(learn(sample, chosen(high), high)) >= size:
-            low, high = high, 2 * high
-        while high - low > 1:
-            middle = (low + high) // 2
-            if len(learn(sample, chosen(middle), middle)) >= size:
-                low = middle
-            else:
-                high = middle
-        characters = chosen(low)
-    learned = learn(lines, characters, _MIN_COUNT)
+    learned = learn(characters[: round(_CHARACTER_SHARE * size)])
+    if len(learned) < size < len(learned) + len(characters):
+        learned = learn(characters[:size])
     if len(learned) < size:
-        learned = learn(lines, list(gains), _MIN_COUNT)
-    if len(learned) < size:
-        raise _too_few(size, len(learned))
+        raise VocabularyError(
+            f"the corpus does not hold {size:,} new pieces",
+            found=f"{len(learned):,} pieces that occur at least twice",
+            expected="a larger corpus, or a smaller --size",
+            run=f"the same command with --size {max(len(learned) // 100 * 100, 1)}",
+        )
     return learned[:size]
-
-
-def _sample(lines: Sequence[str]) -> tuple[list[str], float]:
-    """Evenly spread parts of the lines, and the share of all characters that they hold."""
-    total = sum(map(len, lines))
-    if total <= _SAMPLE:
-        return list(lines), 1.0
-    blocks = [block for line in lines for block in cut_blocks(line)]
-    taken = blocks[:: -(-total // _SAMPLE)]
-    return taken, sum(map(len, taken)) / total
 
 
 def cut_blocks(line: str) -> Iterator[str]:
@@ -149,26 +121,24 @@ def covering_characters(counts: Counter[str]) -> list[str]:
     return covering
 
 
-def _restricted(lines: Sequence[str], alphabet: set[str]) -> Iterator[str]:
+def restricted_lines(lines: Sequence[str], alphabet: set[str]) -> Iterator[str]:
     """The lines with every character outside `alphabet` made a break."""
     dropped = {ord(character): "\n" for line in lines for character in set(line) - alphabet}
     return (line.translate(dropped) for line in lines) if dropped.keys() - {ord("\n")} else iter(lines)
 
 
-def train_merges(
-    lines: Iterable[str], alphabet: Sequence[str], num_merges: int, min_count: int
-) -> list[tuple[str, str]]:
+def train_merges(lines: Iterable[str], alphabet: Sequence[str], num_merges: int) -> list[tuple[str, str]]:
     """At most `num_merges` merges, most frequent first, over words parted by newlines; symbols are single characters.
 
-    Fewer come back where no pair is met `min_count` times. The result depends on the multiset of words only.
+    Fewer come back where no pair is met twice. The result depends on the multiset of words only.
     """
-    if num_merges == 0:
+    if num_merges <= 0:
         return []
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + num_merges,
-        min_frequency=min_count,
+        min_frequency=_MIN_COUNT,
         initial_alphabet=list(alphabet),
         limit_alphabet=len(alphabet),
         max_token_length=MAX_PIECE_LENGTH,
@@ -177,12 +147,3 @@ def train_merges(
     tokenizer.train_from_iterator(iter(lines), trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [(left, right) for left, right in merges]
-
-
-def _too_few(size: int, held: int) -> VocabularyError:
-    return VocabularyError(
-        f"the corpus does not hold {size:,} new pieces",
-        found=f"{held:,} pieces that occur at least twice",
-        expected="a larger corpus, or a smaller --size",
-        run=f"the same command with --size {max(held // 100 * 100, 1)}",
-    )

@@ -1,0 +1,118 @@
+"""Meta's tokenizer.model since Llama 3, lines of a base64 token and its rank, as a byte-level BPE tokenizer.json.
+
+The file names no special tokens: Meta's code counts 256 of them on from the last rank. This module knows no directory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+from yangtuo.errors import FileError
+
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama 3 cuts text into words, from Meta's tokenizer.py."""
+
+BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+_NUM_SPECIAL = 256
+
+
+def llama_3_tokenizer(path: Path, *, is_3_1: bool) -> dict[str, Any]:
+    """The content of a tokenizer.json with the ids of the tiktoken file `path`; raises `FileError` where it is none.
+
+    Llama 3.1 and later name three of the reserved special tokens; text is cut alike in all.
+    """
+    ranks = _read_ranks(path)
+    letters = _byte_letters()
+    texts = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    special = _special_tokens(is_3_1)
+    added = [
+        {
+            "id": len(ranks) + index,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for index, text in enumerate(special)
+    ]
+    first = {"SpecialToken": {"id": BEGIN, "type_id": 0}}
+    pair = [{"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB")]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, pair[0]],
+            "pair": [first, pair[0], {"SpecialToken": {"id": BEGIN, "type_id": 1}}, pair[1]],
+            "special_tokens": {BEGIN: {"id": BEGIN, "ids": [len(ranks)], "tokens": [BEGIN]}},
+        },
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {texts[token]: rank for token, rank in ranks.items()},
+            "merges": [[texts[left], texts[right]] for left, right in _merges(ranks)],
+        },
+    }
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except (ValueError, binascii.Error) as error:
+        raise FileError(
+            f"{path} is neither a SentencePiece model nor tiktoken's lines", found=str(error), expected="TOKEN RANK"
+        ) from error
+    if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
+        raise FileError(f"{path} is cut short", found=f"{len(ranks):,} ranks", expected="all ranks from 0 without a gap")
+    return ranks
+
+
+def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Every way to put a token together from two others, by the rank of the result and of the parts."""
+    merges = []
+    for token, rank in ranks.items():
+        cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        found = [(left, right) for left, right in cuts if left in ranks and right in ranks]
+        merges += [(rank, ranks[left], ranks[right], left, right) for left, right in found]
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _special_tokens(is_3_1: bool) -> list[str]:
+    named = {0: BEGIN, 1: END, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 9: "<|eot_id|>"}
+    if is_3_1:
+        named |= {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 16: "<|python_tag|>"}
+    reserved = (f"<|reserved_special_token_{number}|>" for number in range(_NUM_SPECIAL))
+    return [named.get(index) or next(reserved) for index in range(_NUM_SPECIAL)]
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's letter of each byte: itself where it prints, else the next free code point from 256 on."""
+    prints = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in prints else next(spare)) for byte in range(256)]
