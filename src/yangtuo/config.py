@@ -356,6 +356,8 @@ class MergeConfig(StageConfig):
     """Number format of the written weights; keep writes that of the base."""
     shard_size: Annotated[str, HOW] = "2GB"
     """Largest size of one weight file, such as 500MB or 2GB."""
+    prove: Annotated[str | None, HOW] = None
+    """A text on which merged and unmerged logits are compared (or, where memory lacks, a sample of tensors)."""
 
 
 @Parameter(name="*")

@@ -15,6 +15,8 @@ from yangtuo.config import ConvertConfig, ExportConfig
 from yangtuo.errors import FileError, WeightsError
 from yangtuo.stages import convert, export
 from yangtuo.vocab.encoding import load_encoder
+from yangtuo.weights.layouts import open_checkpoint
+from yangtuo.weights.meta_writer import write_meta
 from yangtuo.weights.reader import open_tensors
 
 FILES = {
@@ -131,3 +133,49 @@ def test_a_real_published_model(shared_data: Path, tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(made.path)(golden["prompt"]).input_ids == golden["prompt_ids"]
     assert made.manifest is not None
     assert made.manifest.details["tied"] and made.manifest.details["parameters"] == 260032
+
+
+def test_llama_3s_tokenizer_gives_the_published_ids(shared_data: Path) -> None:
+    """Meta ships tiktoken's lines under the name of a SentencePiece model; users expect the hub's tokenizer.json."""
+    from yangtuo.vocab.tiktoken_model import llama_3_tokenizer
+
+    published = json.loads((shared_data / "tokenizers/llama3/tokenizer.json").read_text(encoding="utf-8"))
+    made = llama_3_tokenizer(shared_data / "tokenizers/llama3/tokenizer.model", is_3_1=False)
+    assert made["model"]["vocab"] == published["model"]["vocab"]
+    assert [" ".join(merge) for merge in made["model"]["merges"]] == published["model"]["merges"]
+    assert made["added_tokens"] == published["added_tokens"]
+    assert made["pre_tokenizer"] == published["pre_tokenizer"]
+
+
+def test_a_small_llama_3_is_converted_with_its_tokenizer(tmp_path: Path) -> None:
+    import base64
+
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    words = [bytes([byte]) for byte in range(256)] + [b"ab", b"abc", b" a"]
+    lines = [base64.b64encode(word) + b" %d" % rank for rank, word in enumerate(words)]
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(
+        vocab_size=len(words) + 256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=131072,
+        rope_parameters={**rope, "rope_theta": 500000.0, "original_max_position_embeddings": 8192},
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "meta").mkdir()
+    write_meta(tmp_path / "meta", open_checkpoint(tmp_path / "hf"), 2)
+    (tmp_path / "meta" / "tokenizer.model").write_bytes(b"\n".join(lines))
+    made = run(tmp_path / "meta", tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    begin = len(words)
+    assert tokenizer("abc ab").input_ids == [begin, 257, ord(" "), 256]  # the lower rank merges first
+    assert tokenizer.convert_tokens_to_ids("<|python_tag|>") == begin + 10
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        both = (each.eval()(ids).logits for each in (AutoModelForCausalLM.from_pretrained(made.path), model))
+        torch.testing.assert_close(next(both), next(both))

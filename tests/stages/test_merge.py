@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yangtuo.artifacts import Artifact
 from yangtuo.config import MergeConfig
-from yangtuo.errors import FileError, LineageError, OutputError, UserError
+from yangtuo.errors import FileError, LineageError, OutputError, UserError, WeightsError
 from yangtuo.stages import merge
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import load_encoder
+from yangtuo.weights.merging import MergedTensors
 
 
 def run(base: Path, adapters: list[Path], output: Path, **options: Any) -> Artifact:
@@ -63,6 +64,33 @@ def test_a_merged_model_is_whole_and_computes_the_same(
     assert manifest is not None
     assert manifest.tokenizer == load_encoder(pico_model).fingerprint
     assert manifest.details["rows"] == manifest.vocabulary_size == 400
+
+
+@pytest.mark.parametrize("enough_memory", [True, False], ids=["logits", "tensors"])
+def test_the_proof_passes_for_a_right_merge_and_fails_for_a_wrong_one(
+    pico_model: Path,
+    tmp_path: Path,
+    train_adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    enough_memory: bool,
+) -> None:
+    if not enough_memory:
+        monkeypatch.setattr("os.sysconf", lambda _: 1)
+    adapter = train_adapter(tmp_path / "adapter", pico_model, modules_to_save=["embed_tokens", "lm_head"])
+    made = run(pico_model, [adapter], tmp_path / "merged", prove="Once upon a time there was a little girl.")
+    assert made.manifest is not None
+    proof = made.manifest.details["proof"]
+    assert proof["compared"] == ("logits" if enough_memory else "tensors")
+    assert proof["same_next_token"] == 1.0 if enough_memory else proof["sample"] > 3
+    right = MergedTensors.get
+
+    def wrong(self: MergedTensors, name: str) -> torch.Tensor:
+        return right(self, name) * (1.5 if name.endswith("down_proj.weight") else 1)
+
+    monkeypatch.setattr(MergedTensors, "get", wrong)
+    with pytest.raises(WeightsError, match=r"does not say what|is not the sum"):
+        run(pico_model, [adapter], tmp_path / "wrong", prove="Once upon a time there was a little girl.")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_small_shards_have_an_index_and_hashes_that_hold(

@@ -16,7 +16,7 @@ import torch
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import MergeConfig, parse_size
-from yangtuo.errors import FileError, LineageError, UserError, raise_all
+from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
@@ -24,6 +24,7 @@ from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, write_json,
 from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.lineage import check_chain, merged_lineage
 from yangtuo.weights.merging import MergedTensors
+from yangtuo.weights.proof import prove
 
 _SCRATCH = ".adapters"
 
@@ -32,6 +33,8 @@ def run(config: MergeConfig) -> Artifact:
     """Writes the model directory `config.output`: `config.base` with every adapter folded in."""
     refuse_existing(config.output)
     shard_size = parse_size(config.shard_size)
+    if config.prove is not None and not config.prove.strip():
+        raise ConfigError("--prove needs a text", found="an empty one", expected="a sentence in the model's language")
     base = open_artifact(config.base, Kind.MODEL)
     sources = [open_artifact(reference, Kind.ADAPTER) for reference in config.adapter]
     raise_all(check_chain(base, sources))
@@ -56,6 +59,10 @@ def run(config: MergeConfig) -> Artifact:
         encoder = _tokenizer_of_result(base, adapters, tensors)
         made.hashes.update(write_weights(made.path, tensors, shard_size=shard_size, description="merging"))
         _write_files(made.path, base, adapters, checkpoint.config, tensors)
+        proof = {}
+        if config.prove is not None:
+            ids = encoder.encode(config.prove)
+            proof = {"proof": prove(made.path, base.path, checkpoint.tensors, adapters, ids)}
         shutil.rmtree(made.path / _SCRATCH, ignore_errors=True)
         made.describe(
             tokenizer=encoder.fingerprint,
@@ -66,6 +73,7 @@ def run(config: MergeConfig) -> Artifact:
                 "adapters": len(adapters),
                 "merged_tensors": tensors.num_changed,
                 **summarize(open_checkpoint(made.path)),
+                **proof,
             },
         )
     return made.artifact

@@ -89,7 +89,9 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             f"{path} is neither a SentencePiece model nor tiktoken's lines", found=str(error), expected="TOKEN RANK"
         ) from error
     if sorted(ranks.values()) != list(range(len(ranks))) or len(ranks) < 256:
-        raise FileError(f"{path} is cut short", found=f"{len(ranks):,} ranks", expected="all ranks from 0 without a gap")
+        raise FileError(
+            f"{path} is cut short", found=f"{len(ranks):,} ranks", expected="all ranks from 0 without a gap"
+        )
     return ranks
 
 
@@ -106,7 +108,7 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def _special_tokens(is_3_1: bool) -> list[str]:
     named = {0: BEGIN, 1: END, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 9: "<|eot_id|>"}
     if is_3_1:
-        named |= {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 16: "<|python_tag|>"}
+        named |= {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 10: "<|python_tag|>"}
     reserved = (f"<|reserved_special_token_{number}|>" for number in range(_NUM_SPECIAL))
     return [named.get(index) or next(reserved) for index in range(_NUM_SPECIAL)]
 

@@ -17,14 +17,11 @@ from yangtuo.errors import WeightsError
 from yangtuo.vocab.directory import MODEL_FILE, read_settings, write_byte_level, write_sentencepiece
 from yangtuo.vocab.encoding import Encoder, Family, load_encoder, read_fast_json
 from yangtuo.vocab.sentencepiece_model import CONTROL, NORMAL, UNUSED, USER_DEFINED, read_model
+from yangtuo.vocab.tiktoken_model import SPLIT
 
-_LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
-_SPLIT = {"type": "Split", "pattern": {"Regex": _LLAMA_3}, "behavior": "Isolated", "invert": False}
+_SPLIT = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
 
 
 def _sequence(*steps: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from yangtuo.errors import FileError, WeightsError
-from yangtuo.vocab.directory import copy_tokenizer
+from yangtuo.vocab.directory import copy_tokenizer, write_byte_level
+from yangtuo.vocab.encoding import is_sentencepiece
+from yangtuo.vocab.tiktoken_model import BEGIN, END, llama_3_tokenizer
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, HEAD, Checkpoint, Tensors, read_json
 from yangtuo.weights.gguf import open_gguf
 from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
@@ -46,7 +48,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Opens weights in Meta's or Hugging Face's layout or a GGUF file; raises `FileError` where it is none."""
     if is_meta(path):
         tensors = MetaTensors(path)
-        return _with_tokenizer(Checkpoint("Meta", tensors, tensors.config()), tokenizer_file(path))
+        return _with_meta_tokenizer(Checkpoint("Meta", tensors, tensors.config()), tokenizer_file(path))
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return _open_hugging_face(path)
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
@@ -75,6 +77,17 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         generation=read_json(generation) if generation.is_file() else {},
     )
     return _with_tokenizer(checkpoint, path if any((path / name).is_file() for name in _TOKENIZER_FILES) else None)
+
+
+def _with_meta_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Checkpoint:
+    if path is None or is_sentencepiece(path):
+        return _with_tokenizer(checkpoint, path)
+
+    def write(directory: Path) -> None:
+        content = llama_3_tokenizer(path, is_3_1=checkpoint.config["rope_scaling"] is not None)
+        write_byte_level(directory, content, {"bos_token": BEGIN, "eos_token": END})
+
+    return replace(checkpoint, write_tokenizer=write)
 
 
 def _with_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Checkpoint:
