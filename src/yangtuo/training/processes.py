@@ -6,6 +6,7 @@ nothing of models.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ def start() -> None:
     if count() > 1:
         PartialState(cpu=not torch.cuda.is_available())
         console.stderr.quiet = console.stdout.quiet = number() > 0
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def agree(value: Any) -> Any:

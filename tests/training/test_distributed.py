@@ -1,0 +1,101 @@
+"""Two processes must train what one does: same losses, a whole adapter; otherwise a cluster bill buys another model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from yangtuo.config import PrepareConfig
+from yangtuo.stages import prepare
+from yangtuo.training.journal import read_metrics
+
+RUN = """
+import json, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from yangtuo.config import PretrainConfig
+from yangtuo.stages import pretrain
+values = json.loads(sys.argv[1])
+if values.get("sharding", "").startswith("zero"):
+    import deepspeed
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first use for minutes; gloo will do
+pretrain.run(PretrainConfig(**{**values, "output": Path(values["output"])}))
+"""
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, which is not installed")
+
+
+@pytest.fixture(scope="module")
+def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    directory = tmp_path_factory.mktemp("distributed")
+    for number in range(8):
+        lines = [f"The dog number {number * 10 + line} slept by door {line * 7 % 13}." for line in range(10)]
+        (directory / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    data = prepare.run(
+        PrepareConfig(
+            source=(f"en={directory}",),
+            tokenizer=str(pico_tokenizer),
+            output=directory / "data",
+            block_size=32,
+            held_out=0.2,
+        )
+    )
+    return {
+        "model": str(pico_model),
+        "data": str(data.path),
+        "rank": 4,
+        "alpha": 8,
+        "learning_rate": 3e-3,
+        "epochs": 0.5,
+        "batch_size": 4,
+        "save_every": 4,
+        "dtype": "float32",
+    }
+
+
+def run(values: dict, output: Path, num_processes: int) -> dict[int, float]:
+    """Trains in `num_processes` processes over gloo; returns the loss of every step."""
+    script = output.parent / "run.py"
+    script.write_text(RUN, encoding="utf-8")
+    settings = json.dumps({**values, "output": str(output)})
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), settings],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[:6000]
+    return {row["step"]: row["loss"] for row in read_metrics(output) if "loss" in row}
+
+
+@pytest.fixture(scope="module")
+def single(values: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], Path]:
+    output = tmp_path_factory.mktemp("single") / "adapter"
+    return run(values, output, 1), output
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    ["none", "fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)],
+)
+def test_two_processes_train_what_one_does(values: dict, single, sharding: str, tmp_path: Path) -> None:
+    losses, whole = single
+    output = tmp_path / "adapter"
+    assert run({**values, "sharding": sharding}, output, 2) == pytest.approx(losses, rel=2e-4)
+    expected, found = (load_file(path / "adapter_model.safetensors") for path in (whole, output))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert tensor.shape == found[name].shape
+        torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-3)
+    assert not (output / "checkpoints").exists()
