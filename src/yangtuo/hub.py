@@ -14,6 +14,8 @@ from yangtuo.errors import FileError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MODELSCOPE = "modelscope:"
+# The same weights for other frameworks, and Meta's originals beside converted ones: never read, often half the bytes.
+_IGNORED = ["original/*", "*.msgpack", "*.h5", "*.ot", "*.onnx", "onnx/*", "*.tflite", "*.mlmodel"]
 
 
 def locate(reference: str) -> Path:
@@ -36,7 +38,7 @@ def _from_hugging_face(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id))
+        return Path(snapshot_download(hub_id, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileError(
             f"{hub_id} is no local path, and could not be fetched from the hub",
@@ -49,9 +51,7 @@ def _from_modelscope(hub_id: str) -> Path:
     try:
         from modelscope import snapshot_download
     except ImportError as error:
-        raise FileError(
-            f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'"
-        ) from error
+        raise FileError(f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'") from error
     try:
         return Path(snapshot_download(hub_id))
     except (OSError, ValueError) as error:

