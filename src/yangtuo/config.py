@@ -196,8 +196,9 @@ class ExpandConfig(StageConfig):
     """The tokenizer whose new pieces need rows; its old ids must be the model's."""
     output: Path
     """The model directory to write."""
-    init: Literal["subtoken-mean", "mean", "random"] = "subtoken-mean"
-    """How new rows start: the mean of the pieces that the base would have used, of all rows, or random."""
+    init: Literal["subtoken-mean", "exponential", "mean", "random"] = "subtoken-mean"
+    """How new rows start: the mean of the pieces that the base would have used; the same with the last of them
+    weighing most in the embedding and the first in the head; the mean of all rows; or random."""
     seed: int = 0
     """Seed of random rows."""
 

@@ -40,6 +40,15 @@ def test_subtoken_mean_is_the_mean_of_the_sources_and_of_all_where_there_are_non
     assert torch.equal(grown[6], OLD.mean(dim=0))
 
 
+def test_exponential_looks_at_the_end_in_an_embedding_and_at_the_beginning_in_a_head() -> None:
+    rows = NewRows(4, [[0, 3]], "exponential", 0)
+    torch.testing.assert_close(grow(OLD, rows, "embedding")[4], (OLD[0] + 2 * OLD[3]) / 3)
+    torch.testing.assert_close(grow(OLD, rows, "head")[4], (2 * OLD[0] + OLD[3]) / 3)
+    torch.testing.assert_close(grow(OLD, rows, "tied")[4], (OLD[0] + OLD[3]) / 2)
+    grown = GrownTensors(Tensors(), rows)
+    torch.testing.assert_close(grown.get("model.embed_tokens.weight")[4], (OLD[0] + 2 * OLD[3]) / 3)
+
+
 def test_mean_is_of_kept_rows_only() -> None:
     """Rows that pad a vocabulary are no pieces, and would pull the mean aside."""
     grown = grow(OLD, NewRows(2, [[0]], "mean", 0))

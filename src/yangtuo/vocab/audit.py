@@ -83,7 +83,7 @@ class Audit:
     """Times a new piece was used, as a power of two -> number of such pieces."""
     new_pieces: int = 0
     worst: list[Sample] = field(default_factory=list)
-    """Lines that got least shorter, and lines that changed."""
+    """Lines in the wanted scripts that got least shorter."""
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON values; lists are cut at 1,000 entries, counts are whole."""
@@ -137,7 +137,7 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
                 if one != before and _PLAIN.search(text) and not spans[1].plain(before) <= spans[0].all(one):
                     found.num_changed += 1
                     _keep(found.changed, text)
-                if len(before) > 3 and text.strip():
+                if len(before) > 8 and len(text) <= 200 and scripts.share(text) > 0.5:
                     _keep_worst(found, text, one, before, (new, old))
             found.num_lines += len(lines)
     _judge_pieces(found, new, old, used)
@@ -224,9 +224,7 @@ def _keep(kept: list[str], text: str) -> None:
 def _keep_worst(
     found: Audit, text: str, ids: Sequence[int], base_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
 ) -> None:
-    """Keeps the lines whose number of tokens fell least, of those that have many."""
-    if _dominant_script(text) == "Latin" or len(text) > 200:
-        return
+    """Keeps the lines whose number of tokens fell least."""
     new, old = encoders
     gain = len(ids) / len(base_ids)
     least = found.worst[-1] if len(found.worst) == _NUM_WORST else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _bars(counts: Mapping[str, int]) -> str:
     """A bar chart as SVG; the labels of narrow bars are thinned out."""
     greatest = max(counts.values(), default=0) or 1
     step = _WIDTH / max(len(counts), 1)
-    every = max(round(46 / step), 1)
+    every = max(math.ceil(7 * max(map(len, counts), default=1) / step), 1)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
     for rank, (label, count) in enumerate(counts.items()):
         height = (_BASELINE - 24) * count / greatest

@@ -14,7 +14,8 @@ import torch
 
 from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
 
-Init = Literal["subtoken-mean", "mean", "random"]
+Init = Literal["subtoken-mean", "exponential", "mean", "random"]
+Role = Literal["embedding", "head", "tied"]
 _CHUNK = 2048  # rows handled at once, to bound float32 copies
 
 
@@ -35,11 +36,13 @@ class NewRows:
         return self.num_kept + len(self.sources)
 
 
-def grow(old: torch.Tensor, rows: NewRows) -> torch.Tensor:
+def grow(old: torch.Tensor, rows: NewRows, role: Role = "tied") -> torch.Tensor:
     """The matrix `old` (rows, hidden) with `rows.num_rows` rows, in its dtype; kept rows are bit for bit the same.
 
-    subtoken-mean is the mean of the sources (Gee et al. 2022, Fast Vocabulary Transfer), mean that of all kept rows
-    (Hewitt 2021), random is normal with the mean and deviation of the kept rows' entries.
+    subtoken-mean is the mean of the sources (Gee et al. 2022, Fast Vocabulary Transfer); exponential weighs them by
+    powers of two, the last most in an embedding, whose reader has come to the end of the piece, and the first most in
+    a head, which says what comes next (Nakash et al. 2025, AdaptiVocab; a tied matrix is both, and gets the mean);
+    mean is that of all kept rows (Hewitt 2021); random is normal with the mean and deviation of their entries.
     """
     assert old.dim() == 2 and rows.num_kept <= old.shape[0], (old.shape, rows.num_kept)
     grown = torch.empty(rows.num_rows, old.shape[1], dtype=old.dtype)
@@ -49,10 +52,20 @@ def grow(old: torch.Tensor, rows: NewRows) -> torch.Tensor:
         _fill_random(grown, rows)
         return grown
     grown[rows.num_kept :] = mean.to(old.dtype)
-    if rows.init == "subtoken-mean":
-        for start in range(0, len(rows.sources), _CHUNK):
-            _fill_means(grown, old, rows, start)
+    if rows.init != "mean":
+        for offset, source in enumerate(rows.sources, rows.num_kept):
+            if source:
+                weights = _source_weights(len(source), rows.init, role)
+                grown[offset] = (weights @ old[list(source)].float()).to(old.dtype)
     return grown
+
+
+def _source_weights(count: int, init: Init, role: Role) -> torch.Tensor:
+    weights = torch.ones(count)
+    if init == "exponential" and role != "tied":
+        weights = 2.0 ** torch.arange(count)
+        weights = weights if role == "embedding" else weights.flip(0)
+    return weights / weights.sum()
 
 
 def _mean_row(old: torch.Tensor, num_kept: int) -> torch.Tensor:
@@ -60,12 +73,6 @@ def _mean_row(old: torch.Tensor, num_kept: int) -> torch.Tensor:
     for start in range(0, num_kept, _CHUNK):
         total += old[start : min(start + _CHUNK, num_kept)].double().sum(dim=0)
     return total / num_kept
-
-
-def _fill_means(grown: torch.Tensor, old: torch.Tensor, rows: NewRows, start: int) -> None:
-    for offset, source in enumerate(rows.sources[start : start + _CHUNK], start):
-        if source:
-            grown[rows.num_kept + offset] = old[list(source)].float().mean(dim=0).to(old.dtype)
 
 
 def _fill_random(grown: torch.Tensor, rows: NewRows) -> None:
@@ -82,6 +89,8 @@ class GrownTensors:
     def __init__(self, tensors: Tensors, rows: NewRows) -> None:
         self._tensors = tensors
         self._rows = rows
+        untied = HEAD in tensors.names()
+        self._roles: dict[str, Role] = {EMBEDDING: "embedding" if untied else "tied", HEAD: "head"}
 
     def names(self) -> list[str]:
         """Names of all tensors."""
@@ -90,7 +99,7 @@ class GrownTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after growing."""
         shape = self._tensors.shape(name)
-        return (self._rows.num_rows, shape[1]) if name in (EMBEDDING, HEAD) else shape
+        return (self._rows.num_rows, shape[1]) if name in self._roles else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Number format, which stays."""
@@ -99,4 +108,4 @@ class GrownTensors:
     def get(self, name: str) -> torch.Tensor:
         """The tensor, grown where it has a row for each piece."""
         tensor = self._tensors.get(name)
-        return grow(tensor, self._rows) if name in (EMBEDDING, HEAD) else tensor
+        return grow(tensor, self._rows, self._roles[name]) if name in self._roles else tensor
