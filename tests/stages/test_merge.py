@@ -265,7 +265,7 @@ def test_a_disk_that_is_too_small_is_noticed_first(
     adapter = write_adapter(tmp_path / "adapter", pico_model, 3)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(OutputError, match="needs 0") as caught:
+    with pytest.raises(OutputError, match="no room for it") as caught:
         run(pico_model, [adapter], tmp_path / "merged")
     assert "free" in str(caught.value)
 

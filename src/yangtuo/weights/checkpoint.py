@@ -76,8 +76,8 @@ def write_weights(
     free = shutil.disk_usage(directory).free
     if total > free:
         raise OutputError(
-            f"the model needs {total / 1e9:.2f} GB, and there is no room for it",
-            found=f"{free / 1e9:.2f} GB free in {directory.parent}",
+            f"the model needs {total / 1e6:,.1f} MB, and there is no room for it",
+            found=f"{free / 1e6:,.1f} MB free in {directory.parent}",
             run=f"df -h {directory.parent}",
         )
     names = list(plan)
