@@ -7,7 +7,7 @@ This module knows nothing of data, of steps, or of where the model came from.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ Variant = Literal["lora", "rslora", "dora"]
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterShape:
-    """What is trained: `new_rows` are the ids of the pieces that the base did not have (for embeddings "new")."""
+    """What is trained: `new_rows` are the ids whose rows learn with embeddings "new"."""
 
     rank: int
     alpha: float
     embeddings: EmbeddingRows = "full"
-    new_rows: range = range(0)
+    new_rows: Sequence[int] = ()
     variant: Variant = "lora"
 
 

@@ -157,7 +157,7 @@ def train(
             tokens_a_step=tokens_a_step,
             bounds=guards.parse_bounds(settings.bounds, [measure.name for measure in measures]),
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
-            movement=guards.Movement(model, _rows_first_steps(settings, num_steps)),
+            rows_first_steps=_rows_first_steps(settings, num_steps),
         )
         for line in made.lines():
             console.note(line)

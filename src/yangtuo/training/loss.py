@@ -108,7 +108,9 @@ def _causal_loss(
     weight = _whole_weight(head)
     targets = targets[learned]
     total = (
-        _sum_through_module(head, states, targets) if weight is None else summed_cross_entropy(states, weight, targets)
+        _sum_through_module(head, states, targets, labels.numel())
+        if weight is None
+        else summed_cross_entropy(states, weight, targets)
     )
     return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
@@ -136,16 +138,19 @@ def _is_whole(weight: Tensor) -> bool:
     return not hasattr(weight, "ds_id") and not hasattr(weight, "device_mesh") and weight.is_floating_point()
 
 
-def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
-    """The same sum by calls of the module, whose hooks gather what is sharded; backward computes each slice again."""
+def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_positions: int) -> Tensor:
+    """The same sum by calls of the module, whose hooks gather what is sharded; backward computes each slice again.
+
+    All processes must call it equally often, so the number of slices comes from the positions of the batch.
+    """
 
     def slice_sum(part: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(head(part).float(), labels, reduction="sum")
 
     total = states.new_zeros((), dtype=torch.float32)
-    num_rows = head.out_features if isinstance(head, nn.Linear) else 1 << 16
-    for rows in _slices(len(targets), num_rows, "cuda"):
-        total = total + checkpoint(slice_sum, states[rows], targets[rows], use_reentrant=False)
+    parts = max(1, num_positions // 1024)
+    for part, labels in zip(states.tensor_split(parts), targets.tensor_split(parts), strict=True):
+        total = total + checkpoint(slice_sum, part, labels, use_reentrant=False)
     return total
 
 

@@ -42,7 +42,7 @@ class Watched:
     tokens_a_step: int
     bounds: dict[str, float]
     finite: guards.Finite
-    movement: guards.Movement
+    rows_first_steps: int
 
 
 class Watch(TrainerCallback):
@@ -52,10 +52,15 @@ class Watch(TrainerCallback):
         self._run = run
         self._bar = bar
         self._first_step: int | None = None
+        self._movement: guards.Movement | None = None
         self._started = self._last = time.monotonic()
         self.terminated = False
         measured = run.journal.series("bits_per_byte")
         self._best = min((_mean(value) for _, value in measured[1:]), default=float("inf"))
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
+        # Only now do the parameters stand as they will be trained: FSDP2 has put its own in their place.
+        self._movement = guards.Movement(values.get("model") or self._run.model, self._run.rows_first_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         logs = values.get("logs") or {}
@@ -75,7 +80,8 @@ class Watch(TrainerCallback):
         if self._first_step is None:
             self._first_step, self._started = step, time.monotonic()
         done = step - self._first_step
-        self._run.movement.check(done + 1)
+        assert self._movement is not None
+        self._movement.check(done + 1)
         if done == _SPEED_AFTER:
             a_step = max(time.monotonic() - self._started, 1e-9) / done
             left = _duration(a_step * (self._run.num_steps - step))
