@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from yangtuo.config import TokenizerAuditConfig, TokenizerMergeConfig
+from yangtuo.errors import VocabularyError
 from yangtuo.stages import tokenizer_audit, tokenizer_merge
 from yangtuo.vocab.pieces import sentencepiece_pieces
 
@@ -88,3 +89,9 @@ def test_a_tokenizer_against_itself_does_not_pay(pico_byte_level: Path, texts: t
     assert isinstance(values, dict)
     assert values["new_pieces"] == values["changed_lines"] == values["engine_mismatch_lines"] == 0
     assert "unlikely to pay" in values["advice"]
+
+
+def test_a_base_that_is_none_is_refused(pico_tokenizer: Path, pico_byte_level: Path, texts: tuple[str, str]) -> None:
+    config = TokenizerAuditConfig(tokenizer=str(pico_tokenizer), base=str(pico_byte_level), text=texts)
+    with pytest.raises(VocabularyError, match="does not extend"):
+        tokenizer_audit.run(config)

@@ -13,6 +13,7 @@ from typing import Any
 
 import regex  # type: ignore[import-untyped]
 
+from yangtuo.errors import VocabularyError
 from yangtuo.vocab.byte_level import piece_bytes
 from yangtuo.vocab.encoding import Encoder, Family, load_encoder
 from yangtuo.vocab.reference import other_engine
@@ -118,9 +119,16 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
     """Measures `tokenizer` against `base` over the lines of `texts` (label -> texts).
 
     A changed line is one in which a piece with Latin letters, digits or ASCII signs, and none of `scripts`, is no
-    longer cut as the base cuts it. Lines are compared without their line ends.
+    longer cut as the base cuts it. Lines are compared without their line ends. Raises `VocabularyError` where
+    `tokenizer` does not extend `base`.
     """
     new, old, other = load_encoder(tokenizer), load_encoder(base), other_engine(tokenizer)
+    if new.pieces[: old.vocabulary_size] != old.pieces:
+        raise VocabularyError(
+            f"{tokenizer} does not extend {base}",
+            found=f"{new.vocabulary_size:,} pieces whose first {old.vocabulary_size:,} are not the base's",
+            expected="the tokenizer that it was made from as --base",
+        )
     found = Audit()
     used: Counter[int] = Counter()
     spans = _Spans(new, scripts), _Spans(old, scripts)
