@@ -5,18 +5,18 @@ Foreign artifacts are recognised by their files. With `--verify` or `--sums` eve
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, content_fingerprint, hash_file, list_files, open_artifact
+from yangtuo.artifacts import Artifact, Kind, content_fingerprint, open_artifact
 from yangtuo.config import InspectConfig
-from yangtuo.errors import ConfigError, FileError, UserError, raise_all
+from yangtuo.errors import FileError
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
+from yangtuo.weights.checksums import check_manifest, check_sums
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
@@ -37,9 +37,9 @@ def run(config: InspectConfig) -> dict[str, object]:
     else:
         facts["foreign"] = True
     if config.sums is not None:
-        facts["verified"] = _verify_sums(artifact.path, Path(config.sums))
+        facts["verified"] = check_sums(artifact.path, Path(config.sums))
     elif config.verify:
-        facts["verified"] = _verify_manifest(artifact)
+        facts["verified"] = check_manifest(artifact)
     return facts
 
 
@@ -139,49 +139,3 @@ def _state(path: Path, fingerprint: str) -> str:
     if not path.exists():
         return "no longer there"
     return "unchanged" if content_fingerprint(path) == fingerprint else "another now"
-
-
-def _verify_manifest(artifact: Artifact) -> str:
-    if artifact.manifest is None:
-        raise ConfigError(
-            f"{artifact.path} has no manifest to verify against",
-            expected="an artifact of yangtuo, or published sums",
-            run=f"yangtuo inspect {artifact.path} --sums SHA256SUMS",
-        )
-    expected = {name: {digest} for name, digest in artifact.manifest.files.items()}
-    present = set(list_files(artifact.path))
-    errors: list[UserError] = [
-        FileError(f"{artifact.path / name} is missing") for name in expected if name not in present
-    ]
-    errors += [FileError(f"{artifact.path / name} has been added") for name in sorted(present - set(expected))]
-    return _compare(artifact.path, {name: sums for name, sums in expected.items() if name in present}, errors)
-
-
-def _verify_sums(path: Path, sums: Path) -> str:
-    """Any text counts that has a sum and a file's name in one line: sha256sum's, BSD's, a Markdown table."""
-    names = list_files(path) if path.is_dir() else [path.name]
-    expected: dict[str, set[str]] = {}
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        for digest in re.findall(r"\b[0-9a-fA-F]{64}\b", line):
-            words = {Path(word).name for word in re.split(r"[\s|()=*`]+", line)}
-            for name in (name for name in names if Path(name).name in words):
-                expected.setdefault(name, set()).add(digest.lower())
-    if not expected:
-        raise FileError(f"{sums} names no file of {path}", found=", ".join(names[:6]), expected="SUM  NAME in a line")
-    return _compare(path if path.is_dir() else path.parent, expected, [])
-
-
-def _compare(directory: Path, expected: dict[str, set[str]], errors: list[UserError]) -> str:
-    total = sum((directory / name).stat().st_size for name in expected)
-    with console.progress("hashing", total, "bytes") as bar:
-        for name, sums in expected.items():
-            digest = hash_file(directory / name)
-            if digest not in sums:
-                errors.append(
-                    FileError(
-                        f"{directory / name} is not what it was", found=digest, expected=" or ".join(sorted(sums))
-                    )
-                )
-            bar.advance((directory / name).stat().st_size)
-    raise_all(errors)
-    return f"{len(expected)} files"
