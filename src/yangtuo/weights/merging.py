@@ -97,7 +97,7 @@ class MergedTensors:
             return bool(least >= -limit) and bool(greatest <= limit)  # false for NaN too
 
         # One thread a block instead of all threads in each operation: blocks stay in cache, and nobody waits.
-        with one_thread_an_operation(), ThreadPoolExecutor() as pool:
+        with one_thread_an_operation() as num_threads, ThreadPoolExecutor(num_threads) as pool:
             if not all(pool.map(compute, range(0, rows, height))):
                 raise WeightsError(
                     f"{name} is not finite after the merge, or not in {result.dtype}",
@@ -190,12 +190,12 @@ class MergedTensors:
 
 
 @contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """Inside, every torch operation runs on its caller's thread alone."""
+def one_thread_an_operation() -> Iterator[int]:
+    """Inside, every torch operation runs on its caller's thread alone; yields the number of threads there were."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield num_threads
     finally:
         torch.set_num_threads(num_threads)
 
