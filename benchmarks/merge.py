@@ -258,9 +258,8 @@ def main() -> None:
 
 def report(ours: Measurement, peft: Measurement, copy: Measurement, units: int) -> bool:
     """Prints figures and targets; returns whether a target was missed."""
-    print(
-        "| | seconds | to disk | of processors | peak anonymous GiB | peak resident GiB |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| | seconds | to disk | of processors | peak anonymous GiB | peak resident GiB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for name, m in (("yangtuo merge", ours), ("PEFT merge_and_unload", peft), ("plain copy", copy)):
         figures = (m.seconds, m.seconds_to_disk, m.seconds_of_processors, m.anonymous / 2**30, m.resident / 2**30)
         print(f"| {name} | {' | '.join(f'{value:.2f}' for value in figures)} |")
