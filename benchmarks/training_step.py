@@ -1,6 +1,6 @@
 """A training step beside plain Hugging Face Trainer + PEFT: tokens a second, and peak memory at 50,000 pieces.
 
-    python benchmarks/training_step.py [--small] [--shape quickstart|135m]
+    python benchmarks/training_step.py [--small] [--shape quickstart|50k|135m]
 
 Each case runs in a process of its own, the same random blocks, LoRA rank and trained embeddings in all. The peer is
 the Trainer as it comes: `get_peft_model`, documents run together, the model's own loss; in float32, and under bfloat16
@@ -21,6 +21,7 @@ from pathlib import Path
 
 SHAPES = {
     "quickstart": {"hidden": 192, "inner": 512, "layers": 6, "heads": 6, "kv": 3, "rows": 6_400, "block": 256},
+    "50k": {"hidden": 192, "inner": 512, "layers": 6, "heads": 6, "kv": 3, "rows": 50_000, "block": 512},
     "135m": {"hidden": 576, "inner": 1536, "layers": 30, "heads": 9, "kv": 3, "rows": 50_000, "block": 512},
 }
 CASES = ("peer-float32", "peer-bfloat16", "yangtuo")
@@ -148,7 +149,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.shape or (["quickstart"] if arguments.small else list(SHAPES))
     for name in names:
-        steps = 4 if arguments.small else {"quickstart": 16, "135m": 3}[name]
+        steps = 4 if arguments.small else {"quickstart": 16, "50k": 4, "135m": 3}[name]
         if arguments.case:
             print(json.dumps(run_case(arguments.case, SHAPES[name], steps)))
             continue

@@ -5,6 +5,8 @@ Reads like its summary: open model and dataset, see that they belong together, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from peft import PeftModel
 
@@ -30,7 +32,7 @@ def run(config: PretrainConfig) -> Artifact:
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         outcome = loop.train(
-            _adapted(config, model, earlier),
+            _adapted(config, model, earlier, base.end_ids(encoder)),
             blocks.BlockDataset(data.path),
             blocks.held_out(data.path),
             _settings(config),
@@ -44,7 +46,7 @@ def run(config: PretrainConfig) -> Artifact:
     return made.artifact
 
 
-def _adapted(config: PretrainConfig, model: Artifact, earlier: Artifact | None) -> PeftModel:
+def _adapted(config: PretrainConfig, model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int]) -> PeftModel:
     torch.manual_seed(config.seed)
     loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
     if earlier is not None:
@@ -53,7 +55,7 @@ def _adapted(config: PretrainConfig, model: Artifact, earlier: Artifact | None) 
         rank=config.rank,
         alpha=config.alpha,
         embeddings=config.embeddings,
-        new_rows=base.new_rows(model),
+        new_rows=base.new_rows(model, stop_ids),
         variant=config.variant,
     )
     return adapter.attach(loaded, shape)

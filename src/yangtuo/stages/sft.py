@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def run(config: SftConfig) -> Artifact:
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
         dataset = BlockDataset(made.path / _BLOCKS)
-        adapted = _adapted(config, model, earlier)
+        adapted = _adapted(config, model, earlier, template.stop_ids(encoder))
         outcome = loop.train(adapted, dataset, [], _settings(config), made.path, encoder.decode)
         processes.first_does(lambda: shutil.rmtree(made.path / _BLOCKS))
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
@@ -73,7 +74,7 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     return account
 
 
-def _adapted(config: SftConfig, model: Artifact, earlier: Artifact | None) -> PeftModel:
+def _adapted(config: SftConfig, model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int]) -> PeftModel:
     torch.manual_seed(config.seed)
     loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
     if earlier is not None:
@@ -82,7 +83,7 @@ def _adapted(config: SftConfig, model: Artifact, earlier: Artifact | None) -> Pe
         rank=config.rank,
         alpha=config.alpha,
         embeddings=config.embeddings,
-        new_rows=base.new_rows(model),
+        new_rows=base.new_rows(model, stop_ids),
         variant=config.variant,
     )
     return adapter.attach(loaded, shape)

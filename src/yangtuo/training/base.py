@@ -74,6 +74,11 @@ def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
     return ()
 
 
+def end_ids(encoder: Encoder) -> tuple[int, ...]:
+    """The id that ends a document, if the tokenizer has one."""
+    return () if encoder.eos_id is None else (encoder.eos_id,)
+
+
 def check_tokenizer(model: Artifact, encoder: Encoder, data: Artifact) -> list[UserError]:
     """What speaks against training the model, whose tokenizer is `encoder`, on the tokens of the dataset `data`."""
     errors: list[UserError] = []
