@@ -122,7 +122,8 @@ def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) ->
     """
     from yangtuo.quickstart import road
 
-    return _present(road.run(output, stage_function), json)
+    figures = road.run(output, stage_function)
+    return _present(figures, json) if json else figures
 
 
 def main() -> None:

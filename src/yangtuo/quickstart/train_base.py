@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--num-steps", type=int, default=2400)
+    parser.add_argument("--num-steps", type=int, default=1200)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     arguments = parser.parse_args()
     torch.manual_seed(0)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact
@@ -15,7 +14,7 @@ from yangtuo.config import EvaluateConfig, split_source
 from yangtuo.data.readers import read_documents
 from yangtuo.errors import ConfigError
 from yangtuo.evaluation.bits_per_byte import score_text
-from yangtuo.evaluation.questions import ask, read_questions
+from yangtuo.evaluation.questions import Answered, ask, read_questions
 from yangtuo.inference.conversation import Conversation, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
@@ -33,11 +32,8 @@ def run(config: EvaluateConfig) -> Artifact:
     with draft(config, Kind.EVALUATION, parents=models) as made:
         results: dict[str, dict[str, Any]] = {}
         for name, artifact in models.items():
-            model = load_model(artifact.path)
-            results[name] = {
-                source.name: _measure(config, model, artifact.path, Path(source.path))
-                for source in map(split_source, config.data)
-            }
+            measure = _measure(config, artifact.path)
+            results[name] = {source.name: measure(Path(source.path)) for source in map(split_source, config.data)}
         text = json.dumps(results, indent=2, ensure_ascii=False)
         (made.path / "results.json").write_text(text + "\n", encoding="utf-8")
         summary = {name: {data: _figures(values) for data, values in row.items()} for name, row in results.items()}
@@ -46,14 +42,21 @@ def run(config: EvaluateConfig) -> Artifact:
     return made.artifact
 
 
-def _measure(config: EvaluateConfig, model: PreTrainedModel, directory: Path, data: Path) -> dict[str, Any]:
-    encoder = load_encoder(directory)
+def _measure(config: EvaluateConfig, directory: Path) -> Callable[[Path], dict[str, Any]]:
+    """What measures the model in `directory` on one file or directory of data."""
+    model, encoder = load_model(directory), load_encoder(directory)
     if config.suite == "bits-per-byte":
-        documents = [document.text for document in read_documents(data)]
-        return score_text(model, encoder, documents, config.batch_size).to_dict()
+        return lambda data: score_text(model, encoder, _texts(data), config.batch_size).to_dict()
     conversation = Conversation(TransformersEngine(model), encoder, open_template(directory))
     sampling = Sampling(max_new_tokens=config.max_new_tokens)
-    answered = ask(conversation, read_questions(data), sampling, config.batch_size)
+    return lambda data: _judged(ask(conversation, read_questions(data), sampling, config.batch_size))
+
+
+def _texts(data: Path) -> list[str]:
+    return [document.text for document in read_documents(data)]
+
+
+def _judged(answered: Sequence[Answered]) -> dict[str, Any]:
     num_right = sum(row.right for row in answered)
     return {
         "num_questions": len(answered),
