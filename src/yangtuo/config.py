@@ -223,6 +223,14 @@ class PrepareConfig(StageConfig):
     """Tokens in a training block."""
     held_out: Share = 0.02
     """Share of each source's documents kept apart to measure bits per byte."""
+    documents: Literal["file", "paragraph", "line"] = "file"
+    """What one document of a text file is: the file, a paragraph between empty lines, or a line."""
+    clean: bool = True
+    """Mend what scanning and page layout did to a text: control characters, blanks inside Chinese, page numbers."""
+    dedup: Literal["none", "exact", "near"] = "exact"
+    """Which repeated documents are removed: none, equal ones, or those that share most of their text too."""
+    decontaminate: InputPaths = ()
+    """Evaluation sets (txt, csv, json, jsonl, parquet) whose passages are removed from the text; repeatable."""
     seed: int = 0
     """Seed of the held-out choice and of the sampling by weight."""
 

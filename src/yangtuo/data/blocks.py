@@ -124,6 +124,16 @@ class BlockWriter:
         self._pending: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in self._files}
         self._num_pending = 0
 
+    def __enter__(self) -> BlockWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_files()  # after a failure; `close` has done it otherwise
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+
     def add(self, ids: Ids, learned: Sequence[bool] | None = None) -> None:
         """Appends a document; one that does not fit goes on in the next block."""
         if len(ids) == 0:
@@ -144,8 +154,7 @@ class BlockWriter:
         self.fill_block()
         self.num_blocks = self._position // self.block_size
         self._flush()
-        for file in self._files.values():
-            file.close()
+        self._close_files()
         sizes = {
             "format": _FORMAT,
             "block_size": self.block_size,
@@ -188,9 +197,10 @@ def write_blocks(
 ) -> BlockWriter:
     """Writes documents of token ids (BOS and EOS included) end to end; returns the closed writer with its counts."""
     writer = BlockWriter(directory, block_size=block_size, vocabulary_size=vocabulary_size, padding_id=padding_id)
-    for document in documents:
-        writer.add(document)
-    writer.close()
+    with writer:
+        for document in documents:
+            writer.add(document)
+        writer.close()
     return writer
 
 
@@ -209,11 +219,12 @@ def write_packed(
     writer = BlockWriter(
         directory, block_size=block_size, vocabulary_size=vocabulary_size, padding_id=padding_id, masked=True
     )
-    for block in _packed(documents, block_size):
-        for ids, learned in block:
-            writer.add(ids, learned)
-        writer.fill_block()
-    writer.close()
+    with writer:
+        for block in _packed(documents, block_size):
+            for ids, learned in block:
+                writer.add(ids, learned)
+            writer.fill_block()
+        writer.close()
     return writer
 
 
@@ -268,6 +279,12 @@ class HeldOutWriter:
         self._dtype = token_dtype(vocabulary_size)
         self._file = (directory / "held-out.bin").open("wb")
         self._sources: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> HeldOutWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def add(self, name: str, ids: Ids, num_bytes: int) -> None:
         """Appends a document of source `name`: ids that begin with BOS, and the UTF-8 bytes of its text."""

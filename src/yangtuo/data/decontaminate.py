@@ -1,0 +1,132 @@
+"""Taking an exam out of the training text: lines that repeat a passage of an evaluation set are removed.
+
+Texts are compared by their letters and digits alone, as UTF-8. A passage of 48 bytes or more (16 Chinese characters,
+about ten English words) is found where 48 of its bytes in a row are met; a shorter one of 16 bytes or more where
+all of it is. This module does not know what an exam is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from yangtuo.data.dedup import letters
+
+WINDOW = 48
+"""Bytes in a row that betray a passage."""
+SHORTEST = 16
+"""Passages of fewer bytes are too common to look for."""
+
+_PRIME = 0x100000001B3
+_FILTER_BITS = 20
+
+Hashes = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """The passages of evaluation sets, ready to be looked for."""
+
+    long: Hashes
+    """Sorted hashes of all windows of the long passages."""
+    short: dict[int, list[bytes]] = field(default_factory=dict)
+    """Hash of the first 16 bytes -> the short passages that begin so."""
+    num_passages: int = 0
+    num_too_short: int = 0
+
+    def clean(self, text: str) -> tuple[str, list[str]]:
+        """The text without the lines that repeat a passage, and these lines."""
+        spans = self._found(np.frombuffer(_bytes(text), dtype=np.uint8))
+        if not spans:
+            return text, []
+        lines = text.split("\n")
+        coded = [_bytes(line) for line in lines]
+        ends = np.cumsum([len(line) for line in coded])
+        guilty: set[int] = set()
+        for begin, end in spans:
+            first, last = np.searchsorted(ends, [begin, end - 1], side="right")
+            guilty.update(range(int(first), int(last) + 1))
+        kept = [line for number, line in enumerate(lines) if number not in guilty]
+        return "\n".join(kept), [lines[number] for number in sorted(guilty) if lines[number].strip()]
+
+    def _found(self, whole: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+        spans = [(int(at), int(at) + WINDOW) for at in self._long_index.find(_windows(whole, WINDOW))]
+        if self.short:
+            hashes = _windows(whole, SHORTEST)
+            for at in self._short_index.find(hashes):
+                for passage in self.short[int(hashes[at])]:
+                    if whole[at : at + len(passage)].tobytes() == passage:
+                        spans.append((int(at), int(at) + len(passage)))
+        return spans
+
+    @cached_property
+    def _long_index(self) -> _Index:
+        return _Index(self.long)
+
+    @cached_property
+    def _short_index(self) -> _Index:
+        return _Index(np.array(sorted(self.short), dtype=np.uint64))
+
+
+def read_exam(passages: Iterable[str]) -> Exam:
+    """Prepares passages (questions, options, lines) to be looked for."""
+    long: list[Hashes] = []
+    short: dict[int, list[bytes]] = {}
+    num_passages = num_too_short = 0
+    for text in passages:
+        passage = _bytes(text)
+        num_passages += 1
+        if len(passage) >= WINDOW:
+            long.append(_windows(np.frombuffer(passage, dtype=np.uint8), WINDOW))
+        elif len(passage) >= SHORTEST:
+            key = int(_windows(np.frombuffer(passage[:SHORTEST], dtype=np.uint8), SHORTEST)[0])
+            short.setdefault(key, []).append(passage)
+        else:
+            num_too_short += 1
+    hashes = np.unique(np.concatenate(long)) if long else np.zeros(0, dtype=np.uint64)
+    return Exam(hashes, short, num_passages, num_too_short)
+
+
+def _bytes(text: str) -> bytes:
+    return letters(text).astype("<u4").tobytes().decode("utf-32-le", "ignore").encode()
+
+
+def _windows(whole: npt.NDArray[np.uint8], length: int) -> Hashes:
+    """Hashes of all windows of `length` bytes, a multiple of 16, by doubling."""
+    if len(whole) < length:
+        return np.zeros(0, dtype=np.uint64)
+    hashes = whole.astype(np.uint64) + np.uint64(1)
+    width = 1
+    while width < 16:
+        hashes = hashes[:-width] * np.uint64(pow(_PRIME, width, 1 << 64)) + hashes[width:]
+        width *= 2
+    sixteen = hashes
+    for begin in range(16, length, 16):
+        hashes = hashes[: len(sixteen) - begin] * np.uint64(pow(_PRIME, 16, 1 << 64)) + sixteen[begin:]
+    return hashes ^ (hashes >> np.uint64(33))
+
+
+class _Index:
+    """Sorted hashes to be found in many texts; a bitmap spares most of the search."""
+
+    def __init__(self, known: Hashes) -> None:
+        self._known = known
+        self._bitmap = np.zeros(1 << _FILTER_BITS, dtype=bool)
+        self._bitmap[_folded(known)] = True
+
+    def find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Indices of the hashes that are known."""
+        likely = np.flatnonzero(self._bitmap[_folded(hashes)])
+        if len(likely) == 0:
+            return likely
+        at = np.searchsorted(self._known, hashes[likely])
+        found: npt.NDArray[np.int64] = likely[self._known[np.minimum(at, len(self._known) - 1)] == hashes[likely]]
+        return found
+
+
+def _folded(hashes: Hashes) -> Hashes:
+    return (hashes ^ (hashes >> np.uint64(_FILTER_BITS))) & np.uint64((1 << _FILTER_BITS) - 1)
