@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,8 +50,9 @@ def grow(base: Path, tokenizer: Path, init: str, home: Path) -> PreTrainedModel:
     return grown
 
 
-def compare(name: str, source: Path, rate: float, steps: int) -> None:
+def compare(name: str, inits: Sequence[str], steps: int) -> None:
     """Trains every start on the same blocks and prints its curve."""
+    source, rate = BASES[name]
     files = sorted((DATA / "corpora/zh").glob("*.txt"))
     texts = [file.read_text(encoding="utf-8") for file in files]
     english = [file.read_text(encoding="utf-8")[50_000:52_000] for file in sorted((DATA / "corpora/en").glob("*.txt"))]
@@ -69,7 +71,7 @@ def compare(name: str, source: Path, rate: float, steps: int) -> None:
         before = [score_text(untouched, old, some).bits_per_byte for some in (held_out, english)]
         print(f"{name}: untouched base {before[0]:.3f} bits/byte Chinese, {before[1]:.3f} English", flush=True)
         blocks = cut_blocks(new, learned_from)
-        for init in ("transformers", *INITS):
+        for init in inits:
             start = time.perf_counter()
             model = grow(base, tokenizer, init, home)
             first = score_text(model.eval(), new, english).bits_per_byte
@@ -111,11 +113,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--base", choices=tuple(BASES), action="append")
+    parser.add_argument("--init", choices=("transformers", *INITS), action="append")
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for name, (source, rate) in BASES.items():
-        compare(name, source, rate, 8 if arguments.small else arguments.steps)
+    inits = arguments.init or ("transformers", *INITS)
+    for name in arguments.base or BASES:
+        compare(name, inits, 8 if arguments.small else arguments.steps)
 
 
 if __name__ == "__main__":
