@@ -40,11 +40,11 @@ class Exam:
 
     def clean(self, text: str) -> tuple[str, list[str]]:
         """The text without the lines that repeat a passage, and these lines."""
-        spans = self._found(np.frombuffer(_bytes(text), dtype=np.uint8))
+        spans = self._found(np.frombuffer(letter_bytes(text), dtype=np.uint8))
         if not spans:
             return text, []
         lines = text.split("\n")
-        coded = [_bytes(line) for line in lines]
+        coded = [letter_bytes(line) for line in lines]
         ends = np.cumsum([len(line) for line in coded])
         guilty: set[int] = set()
         for begin, end in spans:
@@ -78,7 +78,7 @@ def read_exam(passages: Iterable[str]) -> Exam:
     short: dict[int, list[bytes]] = {}
     num_passages = num_too_short = 0
     for text in passages:
-        passage = _bytes(text)
+        passage = letter_bytes(text)
         num_passages += 1
         if len(passage) >= WINDOW:
             long.append(_windows(np.frombuffer(passage, dtype=np.uint8), WINDOW))
@@ -91,7 +91,8 @@ def read_exam(passages: Iterable[str]) -> Exam:
     return Exam(hashes, short, num_passages, num_too_short)
 
 
-def _bytes(text: str) -> bytes:
+def letter_bytes(text: str) -> bytes:
+    """The letters and digits of `text` as UTF-8, what passages are compared by."""
     return letters(text).astype("<u4").tobytes().decode("utf-32-le", "ignore").encode()
 
 
