@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IGNORED = -100
 _SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}  # logits held at once; on a CPU they should stay in the cache
+_SMALLEST_SLICE = 160  # positions; fewer would pass over the weight's gradient too often
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -155,5 +156,5 @@ def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_po
 
 
 def _slices(num_states: int, num_rows: int, device: str) -> list[slice]:
-    size = max(64, _SLICE_ELEMENTS.get(device, _SLICE_ELEMENTS["cuda"]) // num_rows)
+    size = max(_SMALLEST_SLICE, _SLICE_ELEMENTS.get(device, _SLICE_ELEMENTS["cuda"]) // num_rows)
     return [slice(start, start + size) for start in range(0, num_states, size)]
