@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "src" / "yangtuo"
 # A module may import from its own layer's package and from layers below it; higher number = higher layer.
 LAYERS = {
     "errors": 0,
-    "config": 1,
+    "options": 1,
+    "config": 2,
     "console": 1,
     "hub": 1,
     "artifacts": 2,

@@ -9,8 +9,8 @@ import pytest
 
 from yangtuo import pipeline
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact
-from yangtuo.config import StageConfig
 from yangtuo.errors import ConfigError, FileError, OutputError
+from yangtuo.options import StageConfig
 
 RECIPE = """
 output: {output}

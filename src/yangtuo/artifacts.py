@@ -24,8 +24,8 @@ from typing import Any
 
 import yangtuo
 from yangtuo import console, hub
-from yangtuo.config import StageConfig, split_source
 from yangtuo.errors import FileError, LineageError, OutputError
+from yangtuo.options import StageConfig, split_source
 
 MANIFEST = "yangtuo.json"
 STEP_FILE = ".step"

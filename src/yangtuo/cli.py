@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 import yangtuo
 from yangtuo import config, console
 from yangtuo.errors import ConfigError, UserError
+from yangtuo.options import StageConfig
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -44,8 +45,8 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
     return function
 
 
-def _register(parent: App, options: type[config.StageConfig]) -> None:
-    def command(options: config.StageConfig, json: Json = False) -> Any:
+def _register(parent: App, options: type[StageConfig]) -> None:
+    def command(options: StageConfig, json: Json = False) -> Any:
         return _present(stage_function(options.verb)(options), json)
 
     command.__annotations__ = {"options": options, "json": Json}

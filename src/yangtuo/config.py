@@ -1,96 +1,28 @@
 """The options of every verb: one frozen dataclass each.
 
 Flags, YAML keys, `--help` and the reference page all come from these classes: a field is an option, its docstring the
-help text, the class docstring the command's help. `INPUT` marks a path whose *content* decides the result, `HOW` an
-option that changes how the work is done but not what comes out. This module imports no heavy library.
+help text, the class docstring the command's help. This module imports no heavy library.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from cyclopts import Parameter, validators
+from cyclopts import Parameter
 
-from yangtuo.errors import ConfigError
-
-INPUT = "input"
-HOW = "how"
-
-InputPath = Annotated[str, INPUT]
-InputPaths = Annotated[tuple[str, ...], INPUT, Parameter(negative="")]
-Words = Annotated[tuple[str, ...], Parameter(negative="")]
-Positive = Annotated[int, Parameter(validator=validators.Number(gt=0))]
-PositiveFloat = Annotated[float, Parameter(validator=validators.Number(gt=0))]
-NonNegativeFloat = Annotated[float, Parameter(validator=validators.Number(gte=0))]
-Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))]
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a verb, as the rest of the package sees it."""
-
-    name: str
-    is_input: bool
-    shapes_result: bool
-
-
-@dataclass(frozen=True)
-class Source:
-    """A reference as users write it: `[NAME=]PATH[:WEIGHT]`."""
-
-    path: str
-    name: str
-    weight: float
-
-
-def split_source(text: str) -> Source:
-    """Splits `[NAME=]PATH[:WEIGHT]`; the name defaults to the path's stem, the weight to 1."""
-    named = re.fullmatch(r"([\w.+-]+)=(.+)", text)
-    name, rest = (named[1], named[2]) if named else ("", text)
-    weighted = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", rest)
-    path, weight = (weighted[1], float(weighted[2])) if weighted else (rest, 1.0)
-    return Source(path, name or Path(path).name.split(".")[0], weight)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """What all verbs that write an artifact share."""
-
-    verb: ClassVar[str]
-
-    @classmethod
-    def options(cls) -> list[Option]:
-        """The verb's options, without `output`, which names the result and does not shape it."""
-        hints = typing.get_type_hints(cls, include_extras=True)
-        marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
-        return [
-            Option(field.name, INPUT in marks[field.name], HOW not in marks[field.name])
-            for field in dataclasses.fields(cls)
-            if field.name != "output"
-        ]
-
-    def input_references(self) -> dict[str, tuple[str, ...]]:
-        """Option name -> the references `[NAME=]PATH[:WEIGHT]` given for it, for every input that was given."""
-        values = {option.name: getattr(self, option.name) for option in self.options() if option.is_input}
-        return {
-            name: value if isinstance(value, tuple) else (str(value),)
-            for name, value in values.items()
-            if value is not None
-        }
-
-    def output_path(self) -> Path:
-        """The artifact that this config makes."""
-        return Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
-
-    def to_dict(self) -> dict[str, Any]:
-        """All options as plain JSON values."""
-        values = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+from yangtuo.options import (
+    HOW,
+    InputPath,
+    InputPaths,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Share,
+    StageConfig,
+    Words,
+)
 
 
 @Parameter(name="*")
@@ -164,7 +96,7 @@ class TokenizerMergeConfig(StageConfig):
 class TokenizerAuditConfig(StageConfig):
     """Measures a tokenizer against its base: compression, changed lines, dead pieces, engines that disagree.
 
-    Example: `yangtuo tokenizer audit --tokenizer tokenizers/llama-zh --base models/llama-7b --text texts --output audit`
+    Example: `yangtuo tokenizer audit --tokenizer tokenizers/llama-zh --base llama-7b --text texts --output audit`
     """
 
     verb: ClassVar[str] = "tokenizer audit"
@@ -445,7 +377,7 @@ class InspectConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "inspect"
-    path: InputPath = dataclasses.field(kw_only=False)
+    path: InputPath = field(kw_only=False)
     """An artifact, a model or adapter directory, or a hub id."""
     verify: Annotated[bool, Parameter(negative="")] = False
     """Hash all files again and compare with the manifest."""
@@ -473,12 +405,3 @@ STAGES: dict[str, type[StageConfig]] = {
 
 TOOLS: dict[str, type[StageConfig]] = {tool.verb: tool for tool in (ChatConfig, InspectConfig)}
 """Verbs that only read."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as `500MB`, `2GB` (powers of 1000) or `2GiB` (powers of 1024)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ConfigError(f"{text!r} is not a size", expected="a number and a unit, such as 500MB or 2GB")
-    number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))

@@ -25,8 +25,9 @@ from cyclopts import App, CycloptsError
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, read_manifest, step_fingerprint
-from yangtuo.config import STAGES, StageConfig, split_source
+from yangtuo.config import STAGES
 from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
+from yangtuo.options import StageConfig, split_source
 
 StageFunction = Callable[[str], Callable[[Any], Artifact]]
 

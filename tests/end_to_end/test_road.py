@@ -83,7 +83,7 @@ def kill_when(process: subprocess.Popen[str], seen: Path, pattern: str) -> None:
     for _ in range(6000):
         if any(seen.glob(pattern)):
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             return
         assert process.poll() is None, "the road ended before it could be killed"
         time.sleep(0.02)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.generation.stopping_criteria import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils.logging import disable_progress_bar
 
 from yangtuo.errors import WeightsError
 from yangtuo.inference.engine import Sampling
@@ -26,6 +28,7 @@ def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
     Raises `WeightsError` where the weights do not fill the architecture or the adapter does not fit.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto" if device == "cuda" else torch.float32, use_safetensors=True, local_files_only=True
@@ -33,7 +36,9 @@ def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
         if adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, adapter)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, about names in transformers
+                model = PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
             f"{adapter or directory} cannot be loaded",

@@ -6,15 +6,19 @@ from yangtuo import console
 from yangtuo.artifacts import Kind, open_artifact
 from yangtuo.config import ChatConfig
 from yangtuo.data.template import Message
+from yangtuo.errors import raise_all
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+from yangtuo.weights.lineage import check_chain
 
 
 def run(config: ChatConfig) -> str | None:
     """Answers `once` and returns the reply, or talks until the user leaves and returns nothing."""
-    model = open_artifact(config.model, Kind.MODEL).path
-    adapter = open_artifact(config.adapter, Kind.ADAPTER).path if config.adapter else None
+    base = open_artifact(config.model, Kind.MODEL)
+    adapters = [open_artifact(config.adapter, Kind.ADAPTER)] if config.adapter else []
+    raise_all(check_chain(base, adapters))
+    model, adapter = base.path, adapters[0].path if adapters else None
     encoder, template = open_encoder(model, adapter), open_template(model, adapter)
     conversation = Conversation(TransformersEngine(load_model(model, adapter)), encoder, template)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)

@@ -10,7 +10,7 @@ from typing import Any
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact
-from yangtuo.config import EvaluateConfig, split_source
+from yangtuo.config import EvaluateConfig
 from yangtuo.data.readers import read_documents
 from yangtuo.errors import ConfigError
 from yangtuo.evaluation.bits_per_byte import score_text
@@ -18,6 +18,7 @@ from yangtuo.evaluation.questions import Answered, ask, read_questions
 from yangtuo.inference.conversation import Conversation, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+from yangtuo.options import split_source
 from yangtuo.vocab.encoding import load_encoder
 
 

@@ -15,8 +15,9 @@ import torch
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import MergeConfig, parse_size
+from yangtuo.config import MergeConfig
 from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
+from yangtuo.options import parse_size
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import PrepareConfig, Source, split_source
+from yangtuo.config import PrepareConfig
 from yangtuo.data.blocks import BlockWriter, HeldOutWriter
 from yangtuo.data.decontaminate import read_exam
 from yangtuo.data.filters import Filters, filter_documents
 from yangtuo.data.readers import read_documents, read_passages
 from yangtuo.data.sampling import choose, num_held_out
 from yangtuo.errors import DataError, VocabularyError
+from yangtuo.options import Source, split_source
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 

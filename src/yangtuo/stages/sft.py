@@ -15,12 +15,13 @@ import torch
 from peft import PeftModel
 
 from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
-from yangtuo.config import SftConfig, split_source
+from yangtuo.config import SftConfig
 from yangtuo.data.blocks import BlockDataset
 from yangtuo.data.conversations import build_blocks
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import raise_all
 from yangtuo.hub import locate
+from yangtuo.options import split_source
 from yangtuo.training import adapter, base, loop, processes
 from yangtuo.vocab.encoding import Encoder, load_encoder
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import TokenizerAuditConfig, split_source
+from yangtuo.config import TokenizerAuditConfig
 from yangtuo.data.readers import read_documents
 from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, list_files
+from yangtuo.options import split_source
 from yangtuo.vocab.advice import advise
 from yangtuo.vocab.audit import Audit, audit
 from yangtuo.vocab.audit_page import render_page

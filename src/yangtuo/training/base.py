@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, P
 from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
-from yangtuo.config import StageConfig
 from yangtuo.errors import LineageError, OutputError, TrainingError, UserError, WeightsError
+from yangtuo.options import StageConfig
 from yangtuo.training import attention
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer

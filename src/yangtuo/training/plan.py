@@ -1,7 +1,7 @@
 """What a run is going to be, said before its first step: how much learns, how many tokens, how much memory.
 
 The memory figure is an estimate, in the open: weights, gradients and moments exactly, activations by a rule that holds
-within a fifth for Llama shapes. This module knows nothing of data or of the Trainer.
+by formula, not measured. This module knows nothing of data or of the Trainer.
 """
 
 from __future__ import annotations

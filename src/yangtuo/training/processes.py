@@ -18,7 +18,7 @@ from torch import distributed
 
 from yangtuo import artifacts, console
 from yangtuo.artifacts import Artifact, Draft, Kind
-from yangtuo.config import StageConfig
+from yangtuo.options import StageConfig
 
 
 def number() -> int:
