@@ -7,6 +7,7 @@ python docs/generate.py --check    exit status 1 where a page is out of date
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -21,8 +22,9 @@ def page(verb: str) -> str:
     app = cli.app
     for word in verb.split():
         app = app[word]
-    text = app.generate_docs().replace("```console\ncommand", f"```console\nyangtuo {verb}")
-    body = text.split("\n", 1)[1].replace(f"```console\n{verb} ", f"```console\nyangtuo {verb} ")
+    _, _, body = app.generate_docs().partition("\n")
+    # The usage line begins with however this very process was started; only the arguments are wanted.
+    body = re.sub(r"(?<=```console\n).*?(?=--|\[|[A-Z]{2})", f"yangtuo {verb} ", body, count=1)
     return f"# yangtuo {verb}\n{body.rstrip()}\n{background(verb)}"
 
 

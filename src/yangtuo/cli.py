@@ -23,7 +23,7 @@ from yangtuo import config, console
 from yangtuo.errors import ConfigError, UserError
 from yangtuo.options import StageConfig
 
-Json = Annotated[bool, Parameter(name="--json", negative="")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as one JSON object on stdout.")]
 
 app = App(
     name="yangtuo",
@@ -46,7 +46,7 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
 
 
 def _register(parent: App, options: type[StageConfig]) -> None:
-    def command(options: StageConfig, json: Json = False) -> Any:
+    def command(options: StageConfig, *, json: Json = False) -> Any:
         return _present(stage_function(options.verb)(options), json)
 
     command.__annotations__ = {"options": options, "json": Json}
@@ -97,8 +97,6 @@ def run(
         Print the resolved plan and stop.
     set
         Overrides an option as STEP.KEY=VALUE, or the recipe's output as output=DIR; repeatable.
-    json
-        Print the result as one JSON object.
     """
     from yangtuo import pipeline
 
@@ -118,8 +116,6 @@ def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) ->
     ----------
     output
         The directory of all artifacts and of report.html; run again with the same one, finished steps are skipped.
-    json
-        Print the result as one JSON object.
     """
     from yangtuo.quickstart import road
 
