@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from yangtuo import artifacts
 from yangtuo.artifacts import Kind, draft, open_artifact
 from yangtuo.config import ConvertConfig, PrepareConfig
-from yangtuo.errors import FileError, LineageError, OutputError
+from yangtuo.errors import DataError, FileError, LineageError, OutputError
 
 
 def make(config: ConvertConfig, text: str = "weights", resumable: bool = False) -> artifacts.Artifact:
@@ -68,6 +69,19 @@ def test_resumable_work_is_kept_for_the_same_step_only(config: ConvertConfig, tm
     assert [attempt(), attempt()] == [False, True]
     (tmp_path / "source" / "weights").write_text("changed")
     assert not attempt(), "a changed input must not go on from the old work"
+
+
+def test_unusable_input_leaves_nothing_even_where_work_is_resumable(config: ConvertConfig) -> None:
+    with pytest.raises(DataError), draft(config, Kind.MODEL, {}, resumable=True) as made:
+        (made.path / "half").write_text("half")
+        raise DataError("empty")
+    assert [path.name for path in config.output.parent.iterdir()] == ["source"]
+
+
+def test_an_output_below_a_file_is_named(tmp_path: Path, config: ConvertConfig) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        make(replace(config, output=tmp_path / "file" / "out"))
 
 
 def test_a_process_killed_while_writing_leaves_no_output_and_no_lock(config: ConvertConfig) -> None:

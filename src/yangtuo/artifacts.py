@@ -24,13 +24,16 @@ from typing import Any
 
 import yangtuo
 from yangtuo import console, hub
-from yangtuo.errors import FileError, LineageError, OutputError
+from yangtuo.errors import FileError, LineageError, OutputError, TrainingError, UserError
 from yangtuo.options import StageConfig, split_source
 
 MANIFEST = "yangtuo.json"
 STEP_FILE = ".step"
 _SAMPLED_ABOVE = 64 << 20  # foreign weight files larger than this are fingerprinted by samples, in bytes
 _CHUNK = 1 << 20
+_CANNOT_WRITE = {
+    getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "EEXIST", "ENOTDIR", "ENAMETOOLONG")
+}
 
 
 class Kind(StrEnum):
@@ -142,7 +145,7 @@ def open_artifact(reference: str | Path, *kinds: Kind) -> Artifact:
     if not path.exists():
         raise FileError(
             f"{reference} does not exist",
-            expected=f"the directory of a {' or '.join(kinds) or 'artifact'}, or a hub id such as owner/name",
+            expected=f"a path to {' or '.join(kinds) or 'an artifact'}, or a hub id such as owner/name",
         )
     manifest = read_manifest(path)
     if manifest and kinds and manifest.kind not in kinds:
@@ -276,14 +279,16 @@ def draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], resu
             try:
                 yield made
                 made._artifact = _finish(made, config, kind, parents, step)
-            except BaseException:
-                if resumable:
+            except BaseException as error:
+                # Inputs that cannot be used will not be of use the next time; a stopped training run will.
+                useless = isinstance(error, UserError) and not isinstance(error, TrainingError | OutputError)
+                if resumable and (resumed or not useless):
                     console.note(f"unfinished work is kept in {work}; the same command goes on from there")
                 else:
                     shutil.rmtree(work, ignore_errors=True)
                 raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in _CANNOT_WRITE:
             raise
         free = shutil.disk_usage(_existing_parent(output)).free
         raise OutputError(
