@@ -45,13 +45,13 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
     return function
 
 
-def _register(parent: App, options: type[StageConfig]) -> None:
+def _register(parent: App, options: type[StageConfig], place: int) -> None:
     def command(options: StageConfig, *, json: Json = False) -> Any:
         return _present(stage_function(options.verb)(options), json)
 
     command.__annotations__ = {"options": options, "json": Json}
     command.__doc__ = options.__doc__
-    parent.command(command, name=options.verb.split()[-1])
+    parent.command(command, name=options.verb.split()[-1], sort_key=place)
 
 
 def _present(result: Any, json: bool) -> Any:
@@ -70,14 +70,17 @@ def _present(result: Any, json: bool) -> Any:
     return values
 
 
-_groups = {"tokenizer": App(name="tokenizer", help="Trains, merges and audits tokenizers.", help_format="markdown")}
+_groups = {
+    "tokenizer": App(name="tokenizer", help="Trains, merges and audits tokenizers.", help_format="markdown", sort_key=1)
+}
 for _group in _groups.values():
     app.command(_group)
-for _verb, _options in {**config.STAGES, **config.TOOLS}.items():
-    _register(_groups.get(_verb.split()[0], app), _options)
+# Help lists the verbs in the order of the road.
+for _place, (_verb, _options) in enumerate({**config.STAGES, **config.TOOLS}.items()):
+    _register(_groups.get(_verb.split()[0], app), _options, _place)
 
 
-@app.command
+@app.command(sort_key=-1)
 def run(
     recipe: Path,
     *,
@@ -106,7 +109,7 @@ def run(
     return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
 
 
-@app.command
+@app.command(sort_key=-2)
 def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) -> Any:
     """Walks the whole road on the embedded base in minutes: an English Llama learns Chinese.
 
