@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,3 +56,11 @@ def test_the_prompt_is_the_template_s_and_generation_stops_at_eos(pico_tokenizer
 
 def test_a_model_without_a_template_is_asked_in_alpaca_s_form(pico_model: Path) -> None:
     assert open_template(pico_model).render_jinja() == get_template("alpaca", None).render_jinja()
+
+
+def test_a_template_in_the_tokenizer_s_settings_is_the_model_s_own(pico_byte_level: Path, tmp_path: Path) -> None:
+    """Published models and GGUF files keep it there; asked in another form, they answer badly."""
+    settings = json.loads((pico_byte_level / "tokenizer_config.json").read_text("utf-8"))
+    text = get_template("chatml", None).render_jinja()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": text}), encoding="utf-8")
+    assert open_template(tmp_path).render_jinja() == text

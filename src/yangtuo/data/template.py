@@ -295,7 +295,7 @@ def get_template(name: str, model_directory: Path | None) -> Template:
             f"there is no template {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
             expected="one of " + ", ".join(TEMPLATES),
         )
-    jinja = _own_template(model_directory) if model_directory else None
+    jinja = own_template(model_directory) if model_directory else None
     if jinja is None:
         raise FileError(
             f"the model {model_directory} brings no chat template",
@@ -306,7 +306,8 @@ def get_template(name: str, model_directory: Path | None) -> Template:
     return Template("model", jinja)
 
 
-def _own_template(directory: Path) -> str | None:
+def own_template(directory: Path) -> str | None:
+    """The Jinja text that a model or adapter directory brings, in a file of its own or in its tokenizer's settings."""
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from yangtuo import console
-from yangtuo.data.template import Message, Template, get_template
+from yangtuo.data.template import Message, Template, get_template, own_template
 from yangtuo.inference.engine import Engine, Sampling
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
@@ -41,7 +41,7 @@ class Conversation:
 def open_template(model: Path, adapter: Path | None = None) -> Template:
     """The template that the adapter or the model was trained with; Alpaca's, with a warning, where it names none."""
     for directory in (adapter, model):
-        if directory and (directory / "chat_template.jinja").is_file():
+        if directory and own_template(directory) is not None:
             return get_template("model", directory)
     console.warn(f"{model} has no chat template; asking it in the form of {FALLBACK_TEMPLATE}")
     return get_template(FALLBACK_TEMPLATE, None)
