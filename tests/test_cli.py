@@ -65,3 +65,15 @@ def test_json_prints_one_object_on_stdout_and_the_rest_on_stderr(capsys: pytest.
     captured = capsys.readouterr()
     assert json.loads(captured.out)["steps"]["pretrain"]["rank"] == 3
     assert "merge-pretrain" in captured.err
+
+
+def test_what_libraries_print_does_not_spoil_the_json(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talkative(_options: object) -> dict[str, str]:
+        print("a library's greeting")  # noqa: T201
+        return {"answer": "42"}
+
+    monkeypatch.setattr(cli, "stage_function", lambda _verb: talkative)
+    assert cli.invoke(["convert", "--source", str(tmp_path), "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"answer": "42"}

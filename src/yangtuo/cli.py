@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,11 +48,18 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
 
 def _register(parent: App, options: type[StageConfig], place: int) -> None:
     def command(options: StageConfig, *, json: Json = False) -> Any:
-        return _present(stage_function(options.verb)(options), json)
+        with _only_result_on_stdout(json):
+            result = stage_function(options.verb)(options)
+        return _present(result, json)
 
     command.__annotations__ = {"options": options, "json": Json}
     command.__doc__ = options.__doc__
     parent.command(command, name=options.verb.split()[-1], sort_key=place)
+
+
+def _only_result_on_stdout(json: bool) -> AbstractContextManager[Any]:
+    """With `--json`, whatever a library prints while a verb works goes to stderr: stdout is one JSON object."""
+    return redirect_stdout(sys.stderr) if json else nullcontext()
 
 
 def _present(result: Any, json: bool) -> Any:
@@ -105,7 +113,8 @@ def run(
 
     plan = pipeline.load(recipe, set)
     pipeline.show(plan)
-    results = {} if dry_run else pipeline.execute(plan, stage_function)
+    with _only_result_on_stdout(json):
+        results = {} if dry_run else pipeline.execute(plan, stage_function)
     return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
 
 
@@ -122,7 +131,8 @@ def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) ->
     """
     from yangtuo.quickstart import road
 
-    figures = road.run(output, stage_function)
+    with _only_result_on_stdout(json):
+        figures = road.run(output, stage_function)
     return _present(figures, json) if json else figures
 
 
