@@ -19,15 +19,14 @@ from yangtuo.training.journal import read_metrics
 
 RUN = """
 import json, sys, warnings
-from pathlib import Path
 warnings.simplefilter("ignore")
-from yangtuo.config import PretrainConfig
-from yangtuo.stages import pretrain
+from yangtuo.cli import main
 values = json.loads(sys.argv[1])
 if values.get("sharding", "").startswith("zero"):
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first use for minutes; gloo will do
-pretrain.run(PretrainConfig(**{**values, "output": Path(values["output"])}))
+sys.argv = ["yangtuo", "pretrain", *(f"--{name.replace('_', '-')}={value}" for name, value in values.items())]
+main()
 """
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, which is not installed")
