@@ -169,17 +169,11 @@ class PrepareConfig(StageConfig):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(StageConfig):
-    """Continues pre-training: LoRA on all linear layers, with embeddings and head trained.
+class TrainingConfig(StageConfig):
+    """What pretrain and sft share."""
 
-    Example: `yangtuo pretrain --model models/llama-7b-zh --data data --output adapters/pretrain`
-    """
-
-    verb: ClassVar[str] = "pretrain"
     model: InputPath
     """The model to train: a directory or a hub id."""
-    data: InputPath
-    """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
     output: Path
     """The adapter directory to write."""
     adapter: InputPath | None = None
@@ -196,8 +190,6 @@ class PretrainConfig(StageConfig):
     """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
     embedding_learning_rate: PositiveFloat | None = None
     """Peak learning rate of embedding and head; the same as the rest when not given."""
-    rows_first: Share = 0.0
-    """Share of the steps, at the beginning, in which embedding and head learn alone."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     batch_size: Positive = 8
@@ -226,56 +218,41 @@ class PretrainConfig(StageConfig):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class SftConfig(StageConfig):
+class PretrainConfig(TrainingConfig):
+    """Continues pre-training: LoRA on all linear layers, with embeddings and head trained.
+
+    Example: `yangtuo pretrain --model models/llama-7b-zh --data data --output adapters/pretrain`
+    """
+
+    verb: ClassVar[str] = "pretrain"
+    data: InputPath
+    """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
+    rows_first: Share = 0.0
+    """Share of the steps, at the beginning, in which embedding and head learn alone."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SftConfig(TrainingConfig):
     """Fine-tunes on conversations; the loss counts answers only.
 
     Example: `yangtuo sft --model models/llama-7b-zh --data alpaca_zh.json --template alpaca --output adapters/sft`
     """
 
     verb: ClassVar[str] = "sft"
-    model: InputPath
-    """The model to train: a directory or a hub id."""
     data: InputPaths
     """Conversations as PATH[:WEIGHT], JSON or JSON lines in Alpaca's shape (instruction, input, output); repeatable."""
-    output: Path
-    """The adapter directory to write."""
     template: str = "alpaca"
     """How prompts are written: alpaca, alpaca-2, chatml, llama-3, or model for the model's own."""
     max_length: Positive = 512
     """Tokens in a block; longer conversations are cut, never the end of an answer."""
-    adapter: InputPath | None = None
-    """An earlier adapter of the same model to go on from; its own rank, alpha, variant and embeddings then hold."""
-    embeddings: Literal["full", "new", "frozen"] = "full"
-    """Which rows of embedding and head are trained: all, those of new pieces only, or none."""
-    rank: Positive = 64
-    """Rank of the LoRA matrices."""
-    alpha: PositiveFloat = 128
-    """LoRA's alpha: updates are scaled by alpha / rank, or by alpha / sqrt(rank) with rslora."""
-    variant: Literal["lora", "rslora", "dora"] = "lora"
-    """How LoRA's update is scaled and split: plain, rank-stabilised, or weight-decomposed."""
+    replay: InputPath | None = None
+    """A dataset that `yangtuo prepare` wrote with --max-length as its block size, as PATH[:WEIGHT]: so many blocks of
+    text are read with each block of conversations, one if not given, and its held-out documents are measured."""
     learning_rate: PositiveFloat = 1e-4
     """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
-    embedding_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of embedding and head; the same as the rest when not given."""
     epochs: PositiveFloat = 3.0
-    """Passes over the data."""
-    batch_size: Positive = 8
-    """Blocks in an optimizer step, over all processes: the result does not depend on how many there are."""
-    micro_batch: Annotated[Positive | None, HOW] = None
-    """Blocks in one forward pass of one process; fewer need less memory. Its whole share when not given."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto"
-    """Arithmetic of the forward pass; auto takes bfloat16 where the device has it, nf4 also stores the frozen weights
-    in 4 bits (QLoRA, needs a GPU and bitsandbytes). Trained tensors are float32."""
-    gradient_checkpointing: Annotated[bool, HOW] = False
-    """Compute each layer again in the backward pass: a third slower, a fraction of the memory."""
-    sharding: Annotated[Literal["none", "zero2", "zero3", "fsdp2"], HOW] = "none"
-    """Under torchrun or accelerate: what the processes share; none is plain data parallelism."""
-    save_every: Annotated[Positive, HOW] = 500
-    """Optimizer steps between checkpoints."""
-    seed: int = 0
-    """Seed of initialisation and of the order of blocks."""
-    tensorboard: Annotated[Path | None, HOW] = None
-    """A directory for TensorBoard's curves, outside the output."""
+    """Passes over the conversations."""
 
 
 @Parameter(name="*")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from yangtuo.artifacts import Artifact
-from yangtuo.config import SftConfig
+from yangtuo.config import PrepareConfig, SftConfig
 from yangtuo.data.template import get_template
-from yangtuo.stages import sft
+from yangtuo.errors import ConfigError
+from yangtuo.stages import prepare, sft
 from yangtuo.vocab.encoding import load_encoder
 
 
@@ -52,3 +54,35 @@ def test_it_learns_answers_and_brings_its_template(tuned: Artifact, pico_model: 
     assert generation["eos_token_id"] == template.stop_ids(encoder)
     assert not (tuned.path / "blocks").exists()
     assert not (tuned.path / "checkpoints").exists()
+
+
+def test_replayed_text_is_read_along_and_measured(pico_model: Path, conversations: Path, tmp_path: Path) -> None:
+    prose = tmp_path / "prose.txt"
+    prose.write_text("\n\n".join(f"The cat number {n} sat on the mat." for n in range(40)), encoding="utf-8")
+    data = PrepareConfig(
+        source=(f"en={prose}",),
+        documents="paragraph",
+        tokenizer=str(pico_model),
+        block_size=192,
+        held_out=0.2,
+        output=tmp_path / "data",
+    )
+    prepare.run(data)
+    config = SftConfig(
+        model=str(pico_model),
+        data=(str(conversations),),
+        replay=f"{data.output}:1.0",
+        max_length=192,
+        rank=4,
+        learning_rate=1e-2,
+        epochs=10,
+        batch_size=1,
+        dtype="float32",
+        output=tmp_path / "adapter",
+    )
+    details = sft.run(config).manifest.details
+    assert details["steps"] == 2 * 10 * details["data"]["blocks"]
+    assert details["bits_per_byte_after"]["en"] < details["bits_per_byte_before"]["en"] * 0.7
+    with pytest.raises(ConfigError, match="blocks of one size") as error:
+        sft.run(dataclasses.replace(config, max_length=128, output=tmp_path / "other"))
+    assert "--max-length 192" in str(error.value)

@@ -151,10 +151,10 @@ def test_a_language_that_is_forgotten_stops_the_run(pico_model: Path, tmp_path: 
     assert start < first < second
     bound = (first + second) / 2 / start - 1
     with pytest.raises(TrainingError, match="en is being forgotten: the bound on it is broken at step 6"):
-        train(adapted(pico_model), tmp_path, sources=[Source()], bounds=(f"en={bound}",), epochs=2)
+        train(adapted(pico_model), tmp_path, sources=[Source()], bound=(f"en={bound}",), epochs=2)
     assert (tmp_path / "checkpoints" / "checkpoint-3").is_dir(), "what was trained within the bound is kept"
     with pytest.raises(TrainingError, match="cannot be kept"):
-        train(adapted(pico_model), tmp_path, sources=[Source()], bounds=("zh=0.1",))
+        train(adapted(pico_model), tmp_path, sources=[Source()], bound=("zh=0.1",))
 
 
 def test_the_best_adapter_is_kept_on_demand(pico_model: Path, tmp_path: Path) -> None:

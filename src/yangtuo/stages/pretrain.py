@@ -5,17 +5,12 @@ Reads like its summary: open model and dataset, see that they belong together, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from peft import PeftModel
-
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, open_artifact, refuse_existing
 from yangtuo.config import PretrainConfig
 from yangtuo.data import blocks
 from yangtuo.errors import raise_all
-from yangtuo.training import adapter, base, loop, processes
+from yangtuo.training import base, loop, processes
 from yangtuo.vocab.encoding import load_encoder
 
 
@@ -31,50 +26,12 @@ def run(config: PretrainConfig) -> Artifact:
     raise_all([*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
-        outcome = loop.train(
-            _adapted(config, model, earlier, base.end_ids(encoder)),
-            blocks.BlockDataset(data.path),
-            blocks.held_out(data.path),
-            _settings(config),
-            made.path,
-            encoder.decode,
-        )
+        adapted = base.load_adapted(model, earlier, base.end_ids(encoder), vars(config))
+        settings = loop.Settings.among(vars(config))
+        dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
+        outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         processes.first_does(lambda: base.finish_adapter(made.path, model.path))
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=outcome.details())
     for name, before in outcome.bits_per_byte_before.items():
         console.note(f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out")
     return made.artifact
-
-
-def _adapted(config: PretrainConfig, model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int]) -> PeftModel:
-    torch.manual_seed(config.seed)
-    loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
-    if earlier is not None:
-        return adapter.continue_from(loaded, earlier.path)
-    shape = adapter.AdapterShape(
-        rank=config.rank,
-        alpha=config.alpha,
-        embeddings=config.embeddings,
-        new_rows=base.new_rows(model, stop_ids),
-        variant=config.variant,
-    )
-    return adapter.attach(loaded, shape)
-
-
-def _settings(config: PretrainConfig) -> loop.Settings:
-    return loop.Settings(
-        learning_rate=config.learning_rate,
-        embedding_learning_rate=config.embedding_learning_rate,
-        rows_first=config.rows_first,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        sharding=config.sharding,
-        bounds=config.bound,
-        keep=config.keep,
-        save_every=config.save_every,
-        seed=config.seed,
-        tensorboard=config.tensorboard,
-    )

@@ -1,28 +1,26 @@
 """`yangtuo sft`: fine-tunes a model on conversations, the loss counting answers only, and writes an adapter.
 
-Reads like its summary: open the model, write its conversations into blocks, attach, train, finish with the template.
+Reads like its summary: open the model, write its conversations into blocks, strew in the replay, attach, train,
+finish with the template.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-
 from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
 from yangtuo.config import SftConfig
-from yangtuo.data.blocks import BlockDataset
+from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import build_blocks
 from yangtuo.data.template import Template, get_template, require_template
-from yangtuo.errors import raise_all
+from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.hub import locate
 from yangtuo.options import split_source
-from yangtuo.training import adapter, base, loop, processes
+from yangtuo.training import base, loop, processes
+from yangtuo.training.order import Replayed
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _BLOCKS = "blocks"
@@ -39,13 +37,20 @@ def run(config: SftConfig) -> Artifact:
     encoder = load_encoder(model.path)
     template = get_template(config.template, model.path)
     require_template(template, encoder)
-    raise_all([*base.check_rows(model, encoder), *base.check_earlier(model, earlier)])
-    parents = {"model": model, **({"adapter": earlier} if earlier else {})}
-    with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
+    replayed = split_source(config.replay) if config.replay else None
+    replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
+    refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
+    raise_all([*refused, *base.check_earlier(model, earlier)])
+    parents = {"model": model, "replay": replay, "adapter": earlier}
+    with processes.shared_draft(config, Kind.ADAPTER, {name: one for name, one in parents.items() if one}) as made:
         account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
-        dataset = BlockDataset(made.path / _BLOCKS)
-        adapted = _adapted(config, model, earlier, template.stop_ids(encoder))
-        outcome = loop.train(adapted, dataset, [], _settings(config), made.path, encoder.decode)
+        dataset: Any = BlockDataset(made.path / _BLOCKS)
+        if replay and replayed:
+            dataset = Replayed(dataset, BlockDataset(replay.path), replayed.weight, config.seed)
+        adapted = base.load_adapted(model, earlier, template.stop_ids(encoder), vars(config))
+        apart = held_out(replay.path) if replay else []
+        settings = loop.Settings.among(vars(config))
+        outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         processes.first_does(lambda: shutil.rmtree(made.path / _BLOCKS))
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
         processes.first_does(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
@@ -56,6 +61,22 @@ def run(config: SftConfig) -> Artifact:
             details={**outcome.details(), "data": account},
         )
     return made.artifact
+
+
+def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: Artifact) -> list[UserError]:
+    """What speaks against reading the dataset `replay` along."""
+    errors = base.check_tokenizer(model, encoder, replay)
+    size = BlockDataset(replay.path).block_size
+    if size != config.max_length:
+        errors.append(
+            ConfigError(
+                "conversations and replay must come in blocks of one size",
+                found=f"--max-length {config.max_length}, blocks of {size} tokens in {replay.path}",
+                expected="the same number for both",
+                run=f"the same command with --max-length {size}",
+            )
+        )
+    return errors
 
 
 def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: Encoder) -> dict[str, Any]:
@@ -73,34 +94,3 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     )
     account_file.write_text(json.dumps(account, ensure_ascii=False), encoding="utf-8")
     return account
-
-
-def _adapted(config: SftConfig, model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int]) -> PeftModel:
-    torch.manual_seed(config.seed)
-    loaded = base.load_base(model.path, loop.compute_dtype(config.dtype), quantized=config.dtype == "nf4")
-    if earlier is not None:
-        return adapter.continue_from(loaded, earlier.path)
-    shape = adapter.AdapterShape(
-        rank=config.rank,
-        alpha=config.alpha,
-        embeddings=config.embeddings,
-        new_rows=base.new_rows(model, stop_ids),
-        variant=config.variant,
-    )
-    return adapter.attach(loaded, shape)
-
-
-def _settings(config: SftConfig) -> loop.Settings:
-    return loop.Settings(
-        learning_rate=config.learning_rate,
-        embedding_learning_rate=config.embedding_learning_rate,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        micro_batch=config.micro_batch,
-        dtype=config.dtype,
-        gradient_checkpointing=config.gradient_checkpointing,
-        sharding=config.sharding,
-        save_every=config.save_every,
-        seed=config.seed,
-        tensorboard=config.tensorboard,
-    )

@@ -7,22 +7,36 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
 from yangtuo.errors import LineageError, OutputError, TrainingError, UserError, WeightsError
 from yangtuo.options import StageConfig
-from yangtuo.training import attention
+from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder
+
+
+def load_adapted(
+    model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
+) -> PeftModel:
+    """The model with the adapter that is to be trained: a new one of the shape in `options`, or the `earlier` one."""
+    torch.manual_seed(options["seed"])
+    loaded = load_base(model.path, loop.compute_dtype(options["dtype"]), quantized=options["dtype"] == "nf4")
+    if earlier is not None:
+        return adapter.continue_from(loaded, earlier.path)
+    names = ("rank", "alpha", "embeddings", "variant")
+    shape = adapter.AdapterShape(new_rows=new_rows(model, stop_ids), **{name: options[name] for name in names})
+    return adapter.attach(loaded, shape)
 
 
 def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:

@@ -10,8 +10,8 @@ import contextlib
 import errno
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -57,12 +57,17 @@ class Settings:
     dtype: Dtype = "auto"
     gradient_checkpointing: bool = False
     sharding: Sharding = "none"
-    bounds: tuple[str, ...] = ()
+    bound: tuple[str, ...] = ()
     """`NAME=SHARE`: training stops where held-out bits per byte of a source are worse by more than its share."""
     keep: Keep = "last"
     save_every: int = 500
     seed: int = 0
     tensorboard: Path | None = None
+
+    @classmethod
+    def among(cls, options: Mapping[str, Any]) -> Settings:
+        """The settings that stand under their names among `options`; the rest keep their defaults."""
+        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def train(
             directory=directory,
             num_steps=num_steps,
             tokens_a_step=tokens_a_step,
-            bounds=guards.parse_bounds(settings.bounds, [measure.name for measure in measures]),
+            bounds=guards.parse_bounds(settings.bound, [measure.name for measure in measures]),
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
             rows_first_steps=_rows_first_steps(settings, num_steps),
         )
