@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
@@ -60,3 +61,8 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
     for row in rows:
         result.add_row(*row)
     return result
+
+
+def styled(parts: Iterable[tuple[str, str]]) -> Text:
+    """A text of parts with their styles; nothing in it is read as markup."""
+    return Text.assemble(*parts)
