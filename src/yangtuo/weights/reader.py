@@ -49,11 +49,12 @@ _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 
 
 class _Safetensors:
-    """One safetensors file, memory-mapped."""
+    """One safetensors file, mapped anew for each tensor: its pages leave memory together with the tensor."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._file = safe_open(path, framework="pt")
+            safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise _damaged(path, str(error)) from error
         with path.open("rb") as file:
@@ -66,7 +67,8 @@ class _Safetensors:
             self.entries[name] = (tuple(entry["shape"]), DTYPES[entry["dtype"]])
 
     def get(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)  # type: ignore[no-untyped-call]
+        with safe_open(self._path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
 
