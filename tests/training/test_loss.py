@@ -39,8 +39,8 @@ def adapted(path: Path, embeddings: str, sliced: bool):
 def test_value_and_every_gradient_equal_the_plain_loss(
     pico_model: Path, pico_tied_model: Path, embeddings: str, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "_SMALLEST_SLICE", 7)
-    monkeypatch.setattr(loss, "_SLICE_ELEMENTS", {"cpu": 400 * 7, "cuda": 0})  # several slices, the last one short
+    monkeypatch.setattr(loss, "_SLICE_ELEMENTS", 400 * 7)  # several slices, the last one short
+    monkeypatch.setattr(loss, "_WIDE_ELEMENTS", {"cpu": 400 * 2})
     path = pico_tied_model if tied else pico_model
     results = {}
     for sliced in (False, True):

@@ -8,6 +8,7 @@ This module knows one thing of a model: a backbone under `base_model_prefix` and
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -19,60 +20,81 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IGNORED = -100
-_SLICE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}  # logits held at once; on a CPU they should stay in the cache
-_SMALLEST_SLICE = 160  # positions; fewer would pass over the weight's gradient too often
+_SLICE_ELEMENTS = 1 << 26  # logits held at once
+_WIDE_ELEMENTS = {"cpu": 1 << 19}  # of them in float32 at once; on a CPU they should stay in the cache
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
+@dataclass(frozen=True)
+class HeadWeight:
+    """What a head multiplies with: `whole` (V, H), of which `learned` is a part: itself, or the `rows` of it."""
+
+    whole: Tensor
+    learned: Tensor
+    rows: Tensor | None = None
+
+
 class _SlicedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `states` (N, H) @ `weight` (V, H)ᵀ against `labels` (N,)."""
+    """Sum of the cross-entropies of `states` (N, H) @ `weight` (V, H)ᵀ against `labels` (N,); see `HeadWeight`."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, learned: Tensor, weight: Tensor, rows: Tensor | None, labels: Tensor
+    ) -> Tensor:
         needs_states, needs_weight = ctx.needs_input_grad[:2]
-        cast_weight = weight.to(dtype)
         states_gradient = torch.empty_like(states) if needs_states else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        learned_gradient = torch.zeros_like(learned, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        for rows in _slices(len(labels), len(weight), states.device.type):
-            part, targets = states[rows].to(dtype), labels[rows, None]
-            logits = (part @ cast_weight.T).float()
-            normaliser = logits.logsumexp(dim=1, keepdim=True)
-            total += (normaliser - logits.gather(1, targets)).sum()
-            if not (needs_states or needs_weight):
-                continue
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, targets, gradient.new_full(targets.shape, -1.0))
-            gradient = gradient.to(dtype)
+        for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
+            part = states[place].to(weight.dtype)
+            logits = part @ weight.T
+            total += _to_gradient(logits, labels[place, None])
             if states_gradient is not None:
-                states_gradient[rows] = gradient @ cast_weight
-            if weight_gradient is not None:
-                weight_gradient += gradient.T @ part
-        ctx.save_for_backward(states_gradient, weight_gradient)
-        ctx.weight_dtype = weight.dtype
+                states_gradient[place] = logits @ weight
+            if learned_gradient is not None:
+                learned_gradient += (logits if rows is None else logits.index_select(1, rows)).T @ part
+        ctx.save_for_backward(states_gradient, learned_gradient)
+        ctx.learned_dtype = learned.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         (scale,) = gradients
-        states_gradient, weight_gradient = ctx.saved_tensors
+        states_gradient, learned_gradient = ctx.saved_tensors
         return (
-            None if states_gradient is None else states_gradient * scale,
-            None if weight_gradient is None else (weight_gradient * scale).to(ctx.weight_dtype),
+            None if states_gradient is None else states_gradient.mul_(scale),
+            None if learned_gradient is None else learned_gradient.mul_(scale).to(ctx.learned_dtype),
+            None,
             None,
             None,
         )
 
 
-def summed_cross_entropy(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turns `logits` (N, V) into their gradient, in place, and returns the summed cross-entropy against `targets`."""
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    at_once = _WIDE_ELEMENTS.get(logits.device.type, _SLICE_ELEMENTS)
+    for place in _slices(len(logits), logits.shape[1], at_once):
+        wide, target = logits[place].float(), targets[place]
+        probabilities = wide.softmax(dim=1)
+        # The likeliest piece has at least 1/V, so its logarithm is safe where the target's may not be.
+        normaliser = wide.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
+        total += (normaliser - wide.gather(1, target)).sum()
+        probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+        logits[place] = probabilities
+    return total
+
+
+def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> Tensor:
     """Sum, in nats and float32, of the cross-entropies of a linear head without bias.
 
-    `states` (N, H), `weight` (V, H), `labels` (N,) without ignored ones; under autocast the products take its dtype.
+    `states` (N, H), `labels` (N,) without ignored ones; under autocast the products take its dtype.
     """
     device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.whole.dtype
     with torch.autocast(device, enabled=False):
-        total: Tensor = _SlicedCrossEntropy.apply(states, weight, labels, dtype)  # type: ignore[no-untyped-call]
+        weight = head.whole.detach().to(dtype)
+        total: Tensor = _SlicedCrossEntropy.apply(states, head.learned, weight, head.rows, labels)  # type: ignore[no-untyped-call]
         return total
 
 
@@ -121,18 +143,22 @@ def output_head(model: PreTrainedModel) -> Any:
     return model.get_output_embeddings()  # type: ignore[no-untyped-call]
 
 
-def _whole_weight(head: Any) -> Tensor | None:
+def _whole_weight(head: Any) -> HeadWeight | None:
     """The weight that `head` multiplies with, adapters included; None where it stands in shards elsewhere."""
     adapters = [] if getattr(head, "disable_adapters", False) else getattr(head, "active_adapters", [])
     if hasattr(head, "token_adapter"):
-        weight: Tensor = head.token_adapter.base_layer.weight
+        tokens = head.token_adapter
+        weight: Tensor = tokens.base_layer.weight
         if adapters and _is_whole(weight):
-            weight = head.token_adapter.get_merged_weights(adapters)
+            with torch.no_grad():
+                merged = tokens.get_merged_weights(adapters)
+            rows = torch.tensor(tokens.token_indices[adapters[0]], device=weight.device)
+            return HeadWeight(merged, tokens.trainable_tokens_delta[adapters[0]], rows)
     elif hasattr(head, "modules_to_save"):
         weight = (head.modules_to_save[adapters[0]] if adapters else head.original_module).weight
     else:
         weight = head.weight
-    return weight if _is_whole(weight) else None
+    return HeadWeight(weight, weight) if _is_whole(weight) else None
 
 
 def _is_whole(weight: Tensor) -> bool:
@@ -155,6 +181,6 @@ def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_po
     return total
 
 
-def _slices(num_states: int, num_rows: int, device: str) -> list[slice]:
-    size = max(_SMALLEST_SLICE, _SLICE_ELEMENTS.get(device, _SLICE_ELEMENTS["cuda"]) // num_rows)
+def _slices(num_states: int, num_rows: int, elements: int) -> list[slice]:
+    size = max(1, elements // num_rows)
     return [slice(start, start + size) for start in range(0, num_states, size)]
