@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.learn import covering_characters, learn_pieces, script_lines, train_merges
+from yangtuo.vocab.learn import covering_characters, learn_pieces, script_lines, split_pieces, train_pieces
 from yangtuo.vocab.scripts import compile_scripts
 from yangtuo.vocab.sentencepiece_model import parse_model
 
@@ -16,9 +16,13 @@ TEXTS = ["小河流过小镇，小镇的人爱小河。", "小镇的人说：小
 def test_merges_are_byte_pair_encoding() -> None:
     """Counts by hand: ab 5 times, then (ab)c 3 times; d never occurs twice beside the same neighbour."""
     lines = ["abc\nabc\nabc", "ab\nab\nd"]
-    assert train_merges(lines, list("abcd"), 10) == [("a", "b"), ("ab", "c")]
-    assert train_merges(lines, list("abcd"), 1) == [("a", "b")]
-    assert train_merges(lines, list("abcd"), 0) == []
+    assert train_pieces(lines, 4, 10) == ["ab", "abc"]
+    assert train_pieces(lines, 4, 1) == ["ab"]
+    assert train_pieces(lines, 4, 0) == train_pieces(["\n\n"], 4, 5) == []
+    assert split_pieces(["ab", "cd", "abcd", "aba", "bb"]) == [
+        *zip(["a", "c", "ab", "ab", "b"], ["b", "d", "cd", "a", "b"], strict=True)
+    ]
+    assert train_pieces(["ab" * 50_000], 2, 3) == ["ab", "abab", "abababab"], "longer than SentencePiece can count"
 
 
 def test_frequent_pieces_are_learned_and_known_ones_are_not(pico_sentencepiece: bytes) -> None:

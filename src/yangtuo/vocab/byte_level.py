@@ -8,25 +8,18 @@ in text of other scripts. Knows no directory layout.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.engines import FastEngine
-from yangtuo.vocab.learn import (
-    covering_characters,
-    cut_blocks,
-    learn_within,
-    script_lines,
-    train_merges,
-)
+from yangtuo.vocab.learn import continue_merges, covering_characters, learn_within, script_lines
 from yangtuo.vocab.scripts import Scripts
 from yangtuo.vocab.sentencepiece_model import added_token
 
 Merge = tuple[str, str]
 _MAX_MISSING_BYTES = 56  # SmolLM2 lacks 21 bytes, which only rare or invalid UTF-8 holds
-_FIRST_SYMBOL = 0xF0000  # private characters stand for pieces while merges are counted
 
 
 def _byte_characters() -> dict[int, str]:
@@ -109,30 +102,17 @@ def _character_merges(spelled: Iterable[Sequence[str]]) -> list[Merge]:
 
 def _word_merges(content: Mapping[str, Any], lines: Sequence[str], scripts: Scripts, num_merges: int) -> list[Merge]:
     pieces = _pieces(content)
-    usable = [index for index, piece in enumerate(pieces) if _usable(piece, scripts)]
-    symbols = {index: chr(_FIRST_SYMBOL + rank) for rank, index in enumerate(usable)}
-    texts = {symbols[index]: pieces[index] for index in usable}
-    words = _symbol_lines(FastEngine(content), lines, symbols)
+    usable = {index: piece for index, piece in enumerate(pieces) if _usable(piece, scripts)}
     known = set(pieces)
-    merges: list[Merge] = []
-    for left, right in train_merges(words, list(texts), num_merges):
-        pair = "".join(texts[one] for one in left), "".join(texts[one] for one in right)
-        if pair[0] + pair[1] not in known and scripts.accepts(_text(pair[0] + pair[1])):
-            merges.append(pair)
-    return merges
+    pairs = continue_merges(FastEngine(content), usable, lines, num_merges)
+    return [
+        (left, right) for left, right in pairs if left + right not in known and scripts.accepts(_text(left + right))
+    ]
 
 
 def _usable(piece: str, scripts: Scripts) -> bool:
     text = _text(piece)
     return scripts.accepts(text) or (scripts.takes_blank and text == " ")
-
-
-def _symbol_lines(engine: FastEngine, lines: Sequence[str], symbols: Mapping[int, str]) -> Iterator[str]:
-    """The lines as one private character a piece, with a break where a piece may take no part in merges."""
-    blocks = [block for line in lines for block in cut_blocks(line)]
-    for start in range(0, len(blocks), 64):
-        for ids in engine.encode_batch(blocks[start : start + 64], None):
-            yield "".join(symbols.get(index, "\n") for index in ids)
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,40 @@
 """Learning new pieces: byte-pair encoding (Sennrich et al. 2016) continued where a base tokenizer ends.
 
 The base's own pieces are the first symbols, so every learned piece is reachable by merges once the base's are done.
-The counting is done by Hugging Face's trainer, over one private character a symbol. Knows no files.
+The counting is done by SentencePiece's trainer, over one character a symbol. Knows no files.
 """
 
 from __future__ import annotations
 
-import json
+import io
+import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+import numpy as np
+import sentencepiece
 
 from yangtuo.errors import VocabularyError
+from yangtuo.vocab.engines import Engine, SentencePieceEngine
+from yangtuo.vocab.merge import extend
 from yangtuo.vocab.scripts import BLANK, Scripts
-from yangtuo.vocab.sentencepiece_model import NORMAL
+from yangtuo.vocab.sentencepiece_model import NORMAL, load_processor, parse_model
 
 CHARACTER_COVERAGE = 0.9995
 """Share of the text's characters that get a piece of their own; the rare rest stays bytes."""
 MAX_PIECE_LENGTH = 16
 _MIN_COUNT = 2
+_SPARE = 64  # merges learned beyond the wanted, for some give pieces that the base has and cannot reach
+_FIRST_SYMBOL = 0xF0000  # private characters stand for pieces while merges are counted
 _CHARACTER_SHARE = 0.6  # of the new pieces, where words are left to learn
 
 Item = TypeVar("Item")
 _BLOCK = 1 << 15
+_LONGEST_BLOCK = 60_000  # characters; SentencePiece's trainer counts positions in 16 bits
 
 
 @dataclass(frozen=True)
@@ -46,15 +55,32 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts) -
     lines, counts = script_lines(texts, scripts, blank=BLANK)
     characters = covering_characters(counts)
     apart = [one for one in characters if one not in known]
+    begun = any(len(piece) > 1 and scripts.accepts(piece) for piece in known)
 
     def learn(new: Sequence[str]) -> list[str]:
-        alphabet = [*new, *(one for one in characters if one in known)]
-        merges = train_merges(restricted_lines(lines, set(alphabet)), alphabet, size - len(new))
-        products = dict.fromkeys(left + right for left, right in merges)
-        return [*new, *(piece for piece in products if piece not in known)]
+        if begun:
+            products = ["".join(pair) for pair in _continue(base, new, lines, scripts, size - len(new))]
+        else:
+            alphabet = counts.keys() & (known | set(new))
+            products = train_pieces(restricted_lines(lines, counts.keys() - alphabet), len(alphabet), size - len(new))
+        return [*new, *(piece for piece in dict.fromkeys(products) if piece not in known)]
 
     pieces = learn_within(size, apart, learn)
     return Learned(pieces, sum(len(piece) == 1 for piece in pieces))
+
+
+def _continue(
+    base: Any, characters: Sequence[str], lines: Sequence[str], scripts: Scripts, num_merges: int
+) -> list[tuple[str, str]]:
+    """Merges after those of a `base` that has words in the scripts already."""
+    model = extend(base, characters)
+    model.normalizer_spec.add_dummy_prefix = False
+    usable = {
+        index: one.piece
+        for index, one in enumerate(model.pieces)
+        if one.type == NORMAL and (scripts.accepts(one.piece) or (scripts.takes_blank and one.piece == BLANK))
+    }
+    return continue_merges(SentencePieceEngine(model, {}), usable, lines, num_merges)
 
 
 def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence[str]], list[Item]]) -> list[Item]:
@@ -78,11 +104,11 @@ def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence
 
 
 def cut_blocks(line: str) -> Iterator[str]:
-    """Parts of about 32,000 characters, cut at newlines."""
+    """Parts of about 32,000 characters, cut at newlines; where there are none for long, anywhere."""
     start = 0
     while start < len(line):
-        end = line.find("\n", start + _BLOCK)
-        end = len(line) if end < 0 else end
+        end = line.find("\n", start + _BLOCK, start + _LONGEST_BLOCK)
+        end = start + _LONGEST_BLOCK if end < 0 else end
         yield line[start:end]
         start = end
 
@@ -93,13 +119,15 @@ def script_lines(texts: Iterable[str], scripts: Scripts, *, blank: str) -> tuple
     Blanks at the head of runs are written as `blank`. Raises `VocabularyError` where there is no such text.
     """
     lines: list[str] = []
-    counts: Counter[str] = Counter()
+    totals = np.zeros(0x110000, np.int64)
     for text in texts:
         line = "\n".join(scripts.runs(text)).replace(" ", blank)
         if line:
             lines.append(line)
-            counts.update(line)
-    del counts["\n"]
+            found = np.bincount(np.frombuffer(line.encode("utf-32-le"), np.uint32))
+            totals[: len(found)] += found
+    totals[ord("\n")] = 0
+    counts = Counter({chr(code): int(totals[code]) for code in totals.nonzero()[0]})
     if not counts:
         raise VocabularyError(
             f"the corpus holds no text in {' or '.join(scripts.names)}",
@@ -121,29 +149,100 @@ def covering_characters(counts: Counter[str]) -> list[str]:
     return covering
 
 
-def restricted_lines(lines: Sequence[str], alphabet: set[str]) -> Iterator[str]:
-    """The lines with every character outside `alphabet` made a break."""
-    dropped = {ord(character): "\n" for line in lines for character in set(line) - alphabet}
-    return (line.translate(dropped) for line in lines) if dropped.keys() - {ord("\n")} else iter(lines)
+def restricted_lines(lines: Sequence[str], dropped: Iterable[str]) -> Iterator[str]:
+    """The lines with every `dropped` character made a break."""
+    characters = "".join(dropped)
+    if not characters:
+        return iter(lines)
+    pattern = re.compile(f"[{re.escape(characters)}]")
+    return (pattern.sub("\n", line) for line in lines)
 
 
-def train_merges(lines: Iterable[str], alphabet: Sequence[str], num_merges: int) -> list[tuple[str, str]]:
-    """At most `num_merges` merges, most frequent first, over words parted by newlines; symbols are single characters.
+def continue_merges(
+    engine: Engine, pieces: Mapping[int, str], lines: Sequence[str], num_merges: int
+) -> list[tuple[str, str]]:
+    """At least `num_merges` merges where there are so many, after those of `engine`, of what it cuts `lines` into.
+
+    Only `pieces` (id -> text) take part; what is cut into others is a break.
+    """
+    symbols = {index: chr(_FIRST_SYMBOL + rank) for rank, index in enumerate(pieces)}
+    texts = {symbols[index]: piece for index, piece in pieces.items()}
+    blocks = [block for line in lines for block in cut_blocks(line)]
+
+    def spelled() -> Iterator[str]:
+        for start in range(0, len(blocks), 64):
+            for ids in engine.encode_batch(blocks[start : start + 64], None):
+                yield "".join(symbols.get(index, "\n") for index in ids)
+
+    pairs = split_pieces(train_pieces(spelled(), len(pieces), num_merges + _SPARE if num_merges else 0))
+    return [("".join(texts[one] for one in left), "".join(texts[one] for one in right)) for left, right in pairs]
+
+
+def train_pieces(lines: Iterable[str], num_symbols: int, num_pieces: int) -> list[str]:
+    """At most `num_pieces` pieces, first merge first, of words parted by newlines, in at most `num_symbols` characters.
 
     Fewer come back where no pair is met twice. The result depends on the multiset of words only.
     """
-    if num_merges <= 0:
+    blocks = [block for line in lines for block in cut_blocks(line) if block.strip("\n")]
+    if num_pieces <= 0 or not blocks:
         return []
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + num_merges,
-        min_frequency=_MIN_COUNT,
-        initial_alphabet=list(alphabet),
-        limit_alphabet=len(alphabet),
-        max_token_length=MAX_PIECE_LENGTH,
-        show_progress=False,
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(blocks),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=1 + num_symbols + num_pieces,
+        hard_vocab_limit=False,
+        pretokenization_delimiter="\n",
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        character_coverage=1.0,
+        max_sentencepiece_length=MAX_PIECE_LENGTH,
+        max_sentence_length=4 * _LONGEST_BLOCK,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=2,
+        minloglevel=2,
     )
-    tokenizer.train_from_iterator(iter(lines), trainer)
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [(left, right) for left, right in merges]
+    learned = parse_model(model.getvalue(), "learned pieces")
+    pieces = [one.piece for one in learned.pieces if len(one.piece) > 1 and one.type == NORMAL][:num_pieces]
+
+    def is_rare(rank: int) -> bool:
+        return not _occurs_twice(learned, pieces[:rank], blocks)
+
+    # The trainer goes on to pairs that no text is left with; frequencies fall, so the last one tells of all.
+    if not pieces or not is_rare(len(pieces)):
+        return pieces
+    return pieces[: bisect_left(range(1, len(pieces) + 1), True, key=is_rare)]
+
+
+def _occurs_twice(learned: Any, pieces: Sequence[str], blocks: Sequence[str]) -> bool:
+    """Whether the last of `pieces` is met twice when all of them are merged in `blocks`; stops at the second."""
+    model = type(learned)()
+    model.CopyFrom(learned)
+    kept = set(pieces)
+    del model.pieces[:]
+    model.pieces.extend(one for one in learned.pieces if one.type != NORMAL or len(one.piece) == 1 or one.piece in kept)
+    processor, count = load_processor(model), 0
+    for block in blocks:
+        words = [word for word in block.split("\n") if pieces[-1] in word] if pieces[-1] in block else []
+        count += sum(parts.count(pieces[-1]) for parts in processor.encode(words, out_type=str))
+        if count >= _MIN_COUNT:
+            return True
+    return False
+
+
+def split_pieces(pieces: Sequence[str]) -> list[tuple[str, str]]:
+    """The two parts that each piece was merged of: what the merges before it make of its characters."""
+    ranks: dict[tuple[str, ...], int] = {}
+    for piece in pieces:
+        parts = list(piece)
+        while len(parts) > 2:
+            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
+            assert rank < len(ranks), f"no merge before makes a part of {piece!r}"
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        ranks[tuple(parts)] = len(ranks)
+    return [(left, right) for left, right in ranks]

@@ -47,7 +47,7 @@ def merge_faithful(base: Any, pieces: Sequence[str], scripts: Scripts, add_token
     wanted = [piece for piece in dict.fromkeys(pieces) if piece not in known]
     accepted = [piece for piece in wanted if scripts.accepts(piece)]
     order, unreachable = _reachable(base, _with_characters(accepted, known))
-    model = _extended(base, order)
+    model = extend(base, order)
     for token in add_tokens:
         model.pieces.add(piece=token, score=0.0, type=CONTROL)
     model.trainer_spec.vocab_size = len(model.pieces)
@@ -115,7 +115,7 @@ def _reachable(base: Any, order: list[str]) -> tuple[list[str], list[str]]:
 
 def _stuck(base: Any, order: Sequence[str]) -> dict[str, list[str]]:
     """The pieces that merges do not produce from their own text, with what they produce instead."""
-    processor = load_processor(_extended(base, order), prefix=False)
+    processor = load_processor(extend(base, order), prefix=False)
     encoded = processor.encode(list(order), out_type=int)
     return {
         piece: [processor.id_to_piece(index) for index in ids]
@@ -124,7 +124,8 @@ def _stuck(base: Any, order: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def _extended(base: Any, order: Sequence[str]) -> Any:
+def extend(base: Any, order: Sequence[str]) -> Any:
+    """A copy of `base` with the pieces `order` behind its own, each with the next score below the lowest."""
     model = _copy(base)
     lowest = lowest_score(base)
     for rank, text in enumerate(order, 1):
