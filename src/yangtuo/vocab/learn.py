@@ -98,7 +98,7 @@ def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence
             f"the corpus does not hold {size:,} new pieces",
             found=f"{len(learned):,} pieces that occur at least twice",
             expected="a larger corpus, or a smaller --size",
-            run=f"the same command with --size {max(len(learned) // 100 * 100, 1)}",
+            run=f"the same command with --size {len(learned) // 100 * 100 or len(learned)}" if learned else None,
         )
     return learned[:size]
 
