@@ -63,8 +63,11 @@ def _only_result_on_stdout(json: bool) -> AbstractContextManager[Any]:
 
 
 def _present(result: Any, json: bool) -> Any:
-    """Prints what a verb returned: an artifact, a mapping, a text, or nothing."""
+    """Prints what a verb returned: an artifact, a mapping, a text, something with a form to be shown in, or nothing."""
     values = result.result() if hasattr(result, "result") else result
+    if hasattr(result, "show") and not json:
+        console.stdout.print(console.styled(result.show()))
+        return values
     if values is None:
         return None
     if isinstance(values, str):

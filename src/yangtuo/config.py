@@ -241,7 +241,8 @@ class SftConfig(TrainingConfig):
 
     verb: ClassVar[str] = "sft"
     data: InputPaths
-    """Conversations as PATH[:WEIGHT], JSON or JSON lines in Alpaca's shape (instruction, input, output); repeatable."""
+    """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, instruct/query/answer,
+    PromptCBLUE, ShareGPT or messages; a weight of 0.5 takes half of the usable rows, 2 takes them twice; repeatable."""
     template: str = "alpaca"
     """How prompts are written: alpaca, alpaca-2, chatml, llama-3, or model for the model's own."""
     max_length: Positive = 512
@@ -253,6 +254,8 @@ class SftConfig(TrainingConfig):
     """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
     epochs: PositiveFloat = 3.0
     """Passes over the conversations."""
+    dry_run: Annotated[bool, HOW] = False
+    """Write nothing: show what became of the rows, samples of the blocks as the model sees them, and the plan."""
 
 
 @Parameter(name="*")

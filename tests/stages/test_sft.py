@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
-from yangtuo.artifacts import Artifact
+from yangtuo import cli
+from yangtuo.artifacts import Artifact, open_artifact
 from yangtuo.config import PrepareConfig, SftConfig
 from yangtuo.data.template import get_template
 from yangtuo.errors import ConfigError
@@ -86,3 +88,41 @@ def test_replayed_text_is_read_along_and_measured(pico_model: Path, conversation
     with pytest.raises(ConfigError, match="blocks of one size") as error:
         sft.run(dataclasses.replace(config, max_length=128, output=tmp_path / "other"))
     assert "--max-length 192" in str(error.value)
+
+
+@pytest.mark.parametrize("embeddings", ["full", "frozen"])
+def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(
+    pico_model: Path, tmp_path: Path, embeddings: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows, blocks and parameters that are said beforehand must be those of the run itself."""
+    rows = [{"instruction": f"Say {n}.", "output": "[red]</s>"} for n in range(30)] + [
+        {"instruction": "q", "output": ""}
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = ["sft", "--model", str(pico_model), "--data", str(tmp_path / "rows.json"), "--max-length", "256"]
+    arguments += ["--output", str(tmp_path / "out"), "--embeddings", embeddings, "--dtype", "float32", "--rank", "4"]
+    assert cli.invoke([*arguments, "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.json"]
+    assert told["data"]["dropped"] == {"empty answer": 1}
+    [example] = told["data"]["examples"]["empty answer"]
+    assert example.endswith('rows.json#31: {"instruction": "q", "output": ""}')
+    pieces = [piece for stretch in told["samples"][0]["stretches"] for piece in stretch["pieces"]]
+    assert len(pieces) == 256 and {piece["text"] for piece in pieces if piece["kind"] == "control"} == {
+        "⟦<s>⟧",
+        "⟦</s>⟧",
+    }
+
+    assert cli.invoke([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "▸[red]</s>⟦</s>⟧◂" in shown.replace("│", ""), "text is neither markup nor control token"
+    assert "empty answer  1\n" in shown and "── document 1: " in shown
+
+    assert cli.invoke(arguments) == 0
+    manifest = open_artifact(tmp_path / "out").manifest
+    assert manifest is not None
+    made = manifest.details
+    assert made["data"] == told["data"]
+    assert made["steps"] == told["plan"]["steps"] and made["tokens"] == told["plan"]["tokens"]
+    trained = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").values())
+    assert trained == told["plan"]["trainable"]["lora"] + told["plan"]["trainable"]["embeddings"]

@@ -6,12 +6,17 @@ how blocks lie on disk is `blocks`'.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from yangtuo.data import records
 from yangtuo.data.blocks import write_packed
@@ -24,14 +29,18 @@ if TYPE_CHECKING:
     from yangtuo.vocab.encoding import Encoder
 
 Conversation = list[Message]
+Encoded = tuple[list[int], list[bool]]
+"""Ids of a conversation, and which of them are learned."""
+
 _EXAMPLES = 3
+_EXCERPT = 60  # characters of a row shown as an example
+_LEAST_QUESTION = 32  # characters of a question that stay while there is more of the answer to cut
 _ROLES: dict[str, Role] = {
     "system": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "bing", "bard", "model"), "assistant"),
 }
 
 
@@ -41,27 +50,28 @@ class Account:
 
     num_rows: int = 0
     num_kept: int = 0
-    shapes: dict[str, str] = field(default_factory=dict)
-    """File -> name of the shape of its rows."""
+    shapes: dict[str, Counter[str]] = field(default_factory=dict)
+    """File -> name of a shape -> how many of its rows have it."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Reason -> number of rows."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Reason -> where the first such rows stand."""
+    """Reason -> where the first such rows stand, and how they begin."""
     cut: Counter[str] = field(default_factory=Counter)
     """What was shortened to fit -> number of conversations."""
 
-    def drop(self, reason: str, place: str) -> None:
+    def drop(self, reason: str, record: Record) -> None:
         """Counts a row that is not used."""
         self.dropped[reason] += 1
         if len(self.examples.setdefault(reason, [])) < _EXAMPLES:
-            self.examples[reason].append(place)
+            row = json.dumps(record.values, ensure_ascii=False, default=str)
+            self.examples[reason].append(f"{record.place}: {row[:_EXCERPT]}" + "…" * (len(row) > _EXCERPT))
 
     def to_dict(self) -> dict[str, Any]:
         """The account as plain JSON values; rows = kept + the sum of dropped."""
         return {
             "rows": self.num_rows,
             "kept": self.num_kept,
-            "shapes": self.shapes,
+            "shapes": {file: dict(counts) for file, counts in self.shapes.items()},
             "dropped": dict(self.dropped),
             "examples": self.examples,
             "cut": dict(self.cut),
@@ -105,17 +115,20 @@ def _from_target(row: dict[str, Any]) -> Conversation:
     return [Message("user", _text(row["input"])), Message("assistant", _text(row["target"]))]
 
 
-def _from_turns(turns: Any, role_key: str, content_key: str) -> Conversation:
+def _from_turns(turns: Any) -> Conversation:
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise UnusableError("turns are not a list of objects")
     result: Conversation = []
     for turn in turns:
-        role = _ROLES.get(str(turn.get(role_key)))
+        name = turn.get("role", turn.get("from"))  # both names are in use under both keys
+        role = _ROLES.get(str(name).lower())
         if role is None:
-            raise UnusableError(f"unknown role {turn.get(role_key)!r}")
-        content = _text(turn.get(content_key))
+            raise UnusableError(f"unknown role {name!r}")
+        content = _text(turn.get("content", turn.get("value")))
         if role == "assistant" and not any(message.role == "user" for message in result):
             continue  # an answer to nothing, as many ShareGPT rows begin with
+        if role == "system" and not content:
+            continue  # the template's own then holds
         if result and result[-1].role == role:
             content = _joined(result.pop().content, content)
         result.append(Message(role, content))
@@ -134,8 +147,8 @@ class Shape:
 
 
 SHAPES = (
-    Shape("messages", ("messages",), lambda row: _from_turns(row["messages"], "role", "content")),
-    Shape("ShareGPT", ("conversations",), lambda row: _from_turns(row["conversations"], "from", "value")),
+    Shape("messages", ("messages",), lambda row: _from_turns(row["messages"])),
+    Shape("ShareGPT", ("conversations",), lambda row: _from_turns(row["conversations"])),
     Shape("Alpaca", ("instruction", "output"), _from_alpaca),
     Shape("instruct", ("instruct", "answer"), _from_instruct),
     Shape("PromptCBLUE", ("input", "target"), _from_target),
@@ -155,58 +168,37 @@ def recognise(record: Record) -> Shape:
     )
 
 
-def read_conversations(sources: Sequence[tuple[Path, float]], seed: int = 0) -> tuple[list[Conversation], Account]:
-    """The conversations of files or directories, each with its weight (0.5 takes half of it, 2 takes it twice).
+def read_conversations(path: Path, account: Account, seen: set[bytes]) -> Iterator[tuple[Record, Conversation]]:
+    """The conversations of a file or directory with the rows that they were.
 
-    Rows with an empty question or answer, repeated rows and rows that are no conversation are dropped and counted.
-    Raises `DataError` for an unknown shape and where nothing is left.
+    Rows with an empty question or answer, rows that are no conversation and those in `seen` (digests, which grow) are
+    dropped and counted. Raises `DataError` for an unknown shape.
     """
-    account = Account()
-    seen: set[str] = set()
-    result: list[Conversation] = []
-    for path, weight in sources:
-        found = [
-            conversation
-            for file in records.list_files(path, records.RECORD_SUFFIXES)
-            for conversation in _read_file(file, account, seen)
-        ]
-        result += found * int(weight)
-        taken = choose(len(found), round(len(found) * (weight % 1)), f"{seed}/{path.name}")
-        result += [conversation for conversation, take in zip(found, taken, strict=True) if take]
-    if not result:
-        raise DataError(
-            "no conversation is left to learn from",
-            found=f"{account.num_rows} rows; " + (_counts(account.dropped) or "none dropped"),
-            expected="rows with a question and an answer, and a weight above 0",
-        )
-    return result, account
-
-
-def _read_file(file: Path, account: Account, seen: set[str]) -> Iterator[Conversation]:
-    for record in read_records(file):
-        shape = recognise(record)
-        account.shapes.setdefault(str(file), shape.name)
-        account.num_rows += 1
-        try:
-            conversation = shape.read(record.values)
-            _require_usable(conversation)
-        except UnusableError as error:
-            account.drop(str(error), record.place)
-            continue
-        identity = json.dumps([[message.role, message.content] for message in conversation], ensure_ascii=False)
-        if identity in seen:
-            account.drop("duplicate", record.place)
-            continue
-        seen.add(identity)
-        account.num_kept += 1
-        yield conversation
+    for file in records.list_files(path, records.RECORD_SUFFIXES):
+        for record in read_records(file):
+            shape = recognise(record)
+            account.shapes.setdefault(str(file), Counter())[shape.name] += 1
+            account.num_rows += 1
+            try:
+                conversation = shape.read(record.values)
+                _require_usable(conversation)
+            except UnusableError as error:
+                account.drop(str(error), record)
+                continue
+            identity = json.dumps([[message.role, message.content] for message in conversation]).encode()
+            digest = hashlib.blake2b(identity, digest_size=16).digest()
+            if digest in seen:
+                account.drop("duplicate", record)
+            else:
+                seen.add(digest)
+                yield record, conversation
 
 
 def _require_usable(conversation: Conversation) -> None:
     if not conversation:
         raise UnusableError("no answer")
     for message in conversation:
-        if not message.content and message.role != "system":
+        if not message.content:
             raise UnusableError("empty answer" if message.role == "assistant" else "empty question")
     if any(message.role == "system" for message in conversation[1:]):
         raise UnusableError("a system message after the first")
@@ -218,46 +210,59 @@ def _counts(counts: Counter[str]) -> str:
 
 def encode_to_fit(
     template: Template, encoder: Encoder, conversation: Conversation, max_length: int, cut: Counter[str]
-) -> tuple[list[int], list[bool]] | None:
+) -> Encoded | None:
     """Ids and mask of a conversation within `max_length` tokens, or None where no answer is left after cutting.
 
     What does not fit goes in this order: the oldest turns, the middle of the question, the beginning of the answer.
     The answer's end and its EOS stay. `cut` counts what was shortened.
     """
-    ids, learned = template.encode_conversation(encoder, conversation)
-    if len(ids) <= max_length:
-        return ids, learned
     system = [message for message in conversation[:1] if message.role == "system"]
     turns = conversation[len(system) :]
-    while len(turns) > 2 and len(ids) > max_length:
+
+    def encode(*last: Message) -> Encoded | None:
+        ids, learned = template.encode_conversation(encoder, [*system, *last])
+        return (ids, learned) if len(ids) <= max_length else None
+
+    whole = encode(*turns)
+    if whole:
+        return whole
+    while len(turns) > 2:
         turns = turns[2:]
-        ids, learned = template.encode_conversation(encoder, system + turns)
-        if len(ids) <= max_length:
+        if fitted := encode(*turns):
             cut["oldest turns"] += 1
-            return ids, learned
-    question, answer = turns[-2:]
-    low, high = 0, len(question.content)
-    while low < high:  # the most characters of the question that still fit
-        kept = (low + high + 1) // 2
-        ids, _ = template.encode_conversation(encoder, [*system, _shortened(question, kept), answer])
-        low, high = (kept, high) if len(ids) <= max_length else (low, kept - 1)
-    ids, learned = template.encode_conversation(encoder, [*system, _shortened(question, low), answer])
-    if len(ids) <= max_length:
+            return fitted
+    question, answer = turns
+    least, most = min(_LEAST_QUESTION, len(question.content)), len(question.content)
+    if fitted := _longest(lambda kept: encode(_shortened(question, kept), answer), least, most):
         cut["question"] += 1
-        return ids, learned
-    first = learned.index(True)
-    last = len(learned) - learned[::-1].index(True)
-    surplus = len(ids) - max_length
-    if last - first - surplus < 2:  # EOS alone is no answer
-        return None
-    cut["answer"] += 1
-    return ids[:first] + ids[first + surplus :], learned[:first] + learned[first + surplus :]
+        return fitted
+    asked = _shortened(question, least)
+    if fitted := _longest(lambda kept: encode(asked, _ending(answer, kept)), 1, len(answer.content)):
+        cut["answer"] += 1
+        return fitted
+    if fitted := _longest(lambda kept: encode(_shortened(question, kept), answer), 1, least):
+        cut["question"] += 1
+    return fitted
+
+
+def _longest(encode: Callable[[int], Encoded | None], low: int, high: int) -> Encoded | None:
+    """What fits with the most characters of those kept from `low` to `high`; None where not even `low` does."""
+    best = encode(low)
+    while best and low < high:
+        kept = (low + high + 1) // 2
+        fitted = encode(kept)
+        best, low, high = (fitted, kept, high) if fitted else (best, low, kept - 1)
+    return best
 
 
 def _shortened(message: Message, num_kept: int) -> Message:
     head = (num_kept + 1) // 2
     tail = num_kept - head
     return Message(message.role, message.content[:head] + message.content[len(message.content) - tail :])
+
+
+def _ending(message: Message, num_kept: int) -> Message:
+    return Message(message.role, message.content[len(message.content) - num_kept :].strip() or message.content[-1])
 
 
 def build_blocks(
@@ -270,33 +275,22 @@ def build_blocks(
 ) -> dict[str, Any]:
     """Reads, encodes and packs conversations into blocks of `max_length` tokens in `directory`.
 
+    Each source, a file or directory, has a weight: of what can be used of it, 0.5 takes half, 2 takes all twice.
     Returns the account of rows with the counts of tokens and blocks; raises `DataError` where nothing is left.
     """
-    conversations, account = read_conversations(sources, seed)
-
-    def encoded() -> Iterator[tuple[list[int], list[bool]]]:
-        for conversation in conversations:
-            fitted = encode_to_fit(template, encoder, conversation, max_length, account.cut)
-            if fitted is None:
-                account.drop("no answer after cutting", conversation[-1].content[:40])
-                account.num_kept -= 1
-            else:
-                yield fitted
-
-    padding = encoder.eos_id or 0
+    account = Account()
     writer = write_packed(
         directory,
-        encoded(),
+        _weighted(sources, template, encoder, max_length, account, seed),
         block_size=max_length,
         vocabulary_size=encoder.vocabulary_size,
-        padding_id=padding,
+        padding_id=encoder.eos_id or 0,
     )
     if writer.num_documents == 0:
         raise DataError(
-            f"no conversation fits into {max_length} tokens",
-            found=_counts(account.dropped),
-            expected="a longer block",
-            run="the same command with a larger --max-length",
+            "no conversation is left to learn from",
+            found=f"{account.num_rows} rows; " + (_counts(account.dropped) or "none dropped"),
+            expected=f"rows with a question and an answer that fits into {max_length} tokens, and a weight above 0",
         )
     return {
         **account.to_dict(),
@@ -304,3 +298,28 @@ def build_blocks(
         "tokens": writer.num_tokens,
         "blocks": writer.num_blocks,
     }
+
+
+def _weighted(
+    sources: Sequence[tuple[Path, float]],
+    template: Template,
+    encoder: Encoder,
+    max_length: int,
+    account: Account,
+    seed: int,
+) -> Iterator[Encoded]:
+    seen: set[bytes] = set()
+    for path, weight in sources:
+        found: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # a tenth of the memory of Python's numbers
+        for record, conversation in read_conversations(path, account, seen):
+            fitted = encode_to_fit(template, encoder, conversation, max_length, account.cut)
+            if fitted is None:
+                account.drop("no answer after cutting", record)
+            else:
+                account.num_kept += 1
+                found.append((np.asarray(fitted[0], dtype=np.uint32), np.asarray(fitted[1])))
+        some = choose(len(found), round(len(found) * (weight % 1)), f"{seed}/{path.name}")
+        for taken in [*repeat([True] * len(found), int(weight)), some]:
+            yield from (
+                (ids.tolist(), learned.tolist()) for (ids, learned), take in zip(found, taken, strict=True) if take
+            )

@@ -152,28 +152,50 @@ def _printable(text: str) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run returns: plain JSON values, and samples of what would be trained on."""
+
+    figures: dict[str, Any]
+    samples: list[Sample]
+
+    def result(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {**self.figures, "samples": [sample.to_dict() for sample in self.samples]}
+
+    def show(self) -> list[Styled]:
+        """All of it for a reader, for `console.styled`."""
+        return [*_listed(self.figures, ""), *render(self.samples)]
+
+
+def _listed(values: Mapping[str, Any], indent: str) -> Iterator[Styled]:
+    for key, value in values.items():
+        inner = value if isinstance(value, dict) else dict.fromkeys(value, "") if isinstance(value, list) else None
+        shown = "" if inner else f"{value:,}" if isinstance(value, int) else "none" if value in ({}, []) else str(value)
+        yield f"{indent}{key}  {shown}".rstrip() + "\n", ""
+        yield from _listed(inner or {}, indent + "    ")
+
+
 def render(samples: Sequence[Sample], num_pieces: int = 400) -> list[Styled]:
     """The samples and a legend, for `console.styled`; of a longer stretch, the first and the last pieces."""
     parts = _legend()
     for sample in samples:
-        size = sum(len(stretch.pieces) for stretch in sample.stretches)
-        parts.append((f"\nBlock {sample.index + 1}: {size:,} tokens\n", "bold"))
+        parts.append(
+            (f"\nBlock {sample.index + 1}: {sum(len(one.pieces) for one in sample.stretches):,} tokens\n", "bold")
+        )
         for number, stretch in enumerate(sample.stretches, 1):
+            size, half = len(stretch.pieces), num_pieces // 2
             title = "padding" if stretch.is_padding else f"document {number}"
-            counts = f"{len(stretch.pieces):,} tokens, {stretch.num_learned:,} learned"
-            parts.append((f"── {title}: {counts} ──\n", "bright_black"))
+            parts.append((f"── {title}: {size:,} tokens, {stretch.num_learned:,} learned ──\n", "bright_black"))
             if stretch.is_padding:
-                parts += [*_flow(stretch.pieces[:1], "padding"), (f" × {len(stretch.pieces):,}\n", "bright_black")]
-            elif len(stretch.pieces) <= num_pieces:
-                parts += [*_flow(stretch.pieces, "context"), ("\n", "")]
+                parts += [*_flow(stretch.pieces[:1], "padding"), (f" × {size:,}", "bright_black")]
+            elif size <= num_pieces:
+                parts += _flow(stretch.pieces, "context")
             else:
-                half = num_pieces // 2
-                parts += [
-                    *_flow(stretch.pieces[:half], "context"),
-                    (f"\n… {len(stretch.pieces) - 2 * half:,} pieces …\n", "bright_black"),
-                    *_flow(stretch.pieces[-half:], "context"),
-                    ("\n", ""),
-                ]
+                parts += _flow(stretch.pieces[:half], "context")
+                parts.append((f"\n… {size - 2 * half:,} pieces …\n", "bright_black"))
+                parts += _flow(stretch.pieces[-half:], "context")
+            parts.append(("\n", ""))
     return parts
 
 

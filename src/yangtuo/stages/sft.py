@@ -8,27 +8,38 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
+
+from yangtuo import console
 from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
 from yangtuo.config import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import build_blocks
+from yangtuo.data.preview import Rehearsal, take_samples
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.hub import locate
 from yangtuo.options import split_source
 from yangtuo.training import base, loop, processes
 from yangtuo.training.order import Replayed
+from yangtuo.training.plan import make_plan
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _BLOCKS = "blocks"
 _ACCOUNT = "account.json"
+_NUM_SAMPLES = 2
 
 
-def run(config: SftConfig) -> Artifact:
-    """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint."""
+def run(config: SftConfig) -> Artifact | Rehearsal:
+    """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint.
+
+    A dry run writes nothing, and returns the account of the rows, samples of the blocks and the plan.
+    """
     processes.start()
     refuse_existing(config.output)
     base.refuse_other_work(config)
@@ -41,6 +52,9 @@ def run(config: SftConfig) -> Artifact:
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
     refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
     raise_all([*refused, *base.check_earlier(model, earlier)])
+    if config.dry_run:
+        adapted = base.outline(model, earlier, template.stop_ids(encoder), vars(config))
+        return _rehearse(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)
     parents = {"model": model, "replay": replay, "adapter": earlier}
     with processes.shared_draft(config, Kind.ADAPTER, {name: one for name, one in parents.items() if one}) as made:
         account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
@@ -79,6 +93,34 @@ def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: 
     return errors
 
 
+def _rehearse(
+    config: SftConfig, template: Template, encoder: Encoder, adapted: PeftModel, replay: BlockDataset | None
+) -> Rehearsal:
+    """The blocks in a directory that is removed, and what a run over them would be."""
+    with tempfile.TemporaryDirectory() as directory:
+        account = _build(config, Path(directory), template, encoder)
+        blocks = BlockDataset(directory)
+        samples = take_samples(blocks, encoder, _NUM_SAMPLES)
+    num_replayed = round(len(blocks) * split_source(config.replay or "").weight) if replay else 0
+    settings = loop.Settings.among(vars(config))
+    num_steps = settings.num_steps(len(blocks) + num_replayed)
+    made = make_plan(
+        adapted,
+        adapted.config,
+        num_steps,
+        num_steps * settings.batch_size * config.max_length,
+        settings.blocks_a_pass() * config.max_length,
+        layers_again=settings.gradient_checkpointing,
+    )
+    plan = asdict(made) | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}
+    if config.dtype == "nf4":
+        del plan["weights"]  # those of an outline are not in 4 bits
+    else:
+        for line in made.lines():
+            console.note(line)
+    return Rehearsal({"data": account, "plan": plan}, samples)
+
+
 def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: Encoder) -> dict[str, Any]:
     """The conversations as blocks inside the draft; those of an interrupted run are used again."""
     directory = made.path / _BLOCKS
@@ -88,9 +130,11 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
         return kept
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
-    sources = [(locate(source.path), source.weight) for source in map(split_source, config.data)]
-    account = build_blocks(
-        directory, [(Path(path), weight) for path, weight in sources], template, encoder, config.max_length, config.seed
-    )
+    account = _build(config, directory, template, encoder)
     account_file.write_text(json.dumps(account, ensure_ascii=False), encoding="utf-8")
     return account
+
+
+def _build(config: SftConfig, directory: Path, template: Template, encoder: Encoder) -> dict[str, Any]:
+    sources = [(locate(source.path), source.weight) for source in map(split_source, config.data)]
+    return build_blocks(directory, sources, template, encoder, config.max_length, config.seed)

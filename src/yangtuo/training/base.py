@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -34,9 +34,27 @@ def load_adapted(
     loaded = load_base(model.path, loop.compute_dtype(options["dtype"]), quantized=options["dtype"] == "nf4")
     if earlier is not None:
         return adapter.continue_from(loaded, earlier.path)
+    return adapter.attach(loaded, _shape(model, stop_ids, options))
+
+
+def outline(
+    model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
+) -> PeftModel:
+    """What `load_adapted` gives, without a single value in its tensors: for counting before anything is loaded."""
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(model.path)
+        empty = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=loop.compute_dtype(options["dtype"])
+        )
+        if earlier is None:
+            return adapter.attach(empty, _shape(model, stop_ids, options))
+        with adapter.quiet_peft():
+            return PeftModel(empty, PeftConfig.from_pretrained(earlier.path, inference_mode=False))
+
+
+def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
     names = ("rank", "alpha", "embeddings", "variant")
-    shape = adapter.AdapterShape(new_rows=new_rows(model, stop_ids), **{name: options[name] for name in names})
-    return adapter.attach(loaded, shape)
+    return adapter.AdapterShape(new_rows=new_rows(model, stop_ids), **{name: options[name] for name in names})
 
 
 def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:

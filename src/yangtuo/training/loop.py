@@ -69,6 +69,15 @@ class Settings:
         """The settings that stand under their names among `options`; the rest keep their defaults."""
         return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
+    def num_steps(self, num_blocks: int) -> int:
+        """Optimizer steps over a dataset of `num_blocks` blocks."""
+        return max(1, math.ceil(self.epochs * num_blocks / self.batch_size))
+
+    def blocks_a_pass(self) -> int:
+        """Blocks in one forward pass of one of the processes that take part."""
+        share = self.batch_size // processes.count()
+        return math.gcd(share, self.micro_batch) if self.micro_batch else share
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -125,7 +134,7 @@ def train(
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
     guards.require_learned(blocks)
-    num_steps = max(1, math.ceil(settings.epochs * len(blocks) / settings.batch_size))
+    num_steps = settings.num_steps(len(blocks))
     ordered = OrderedBlocks(blocks, num_steps * settings.batch_size, settings.seed)
     block_size = len(blocks[0]["input_ids"])
     resumed = processes.first_does(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
@@ -300,7 +309,7 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
             found=f"batch size {settings.batch_size}, {processes.count()} processes",
             expected=f"a --batch-size that is a multiple of {processes.count()}",
         )
-    micro_batch = math.gcd(share, settings.micro_batch) if settings.micro_batch else share
+    micro_batch = settings.blocks_a_pass()
     return TrainingArguments(
         output_dir=str(directory),
         max_steps=num_steps,
