@@ -54,6 +54,19 @@ def test_value_and_every_gradient_equal_the_plain_loss(
         torch.testing.assert_close(results[True][1][name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: n + m)
 
 
+def test_a_batch_without_labels_gives_zeros_not_nothing(pico_model: Path) -> None:
+    """Other processes wait for every gradient, so none may be missing; and the sum of nothing is no NaN."""
+    model = adapted(pico_model, "full", sliced=True)
+    inputs = batch()
+    value = model(**inputs | {"labels": torch.full_like(inputs["labels"], -100)}, num_items_in_batch=7).loss
+    value.backward()
+    assert float(value.detach()) == 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert not parameter.grad.any(), name
+
+
 def test_a_sharded_head_is_called_as_a_module(pico_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the weight stands in shards, the module's own hooks gather it; value and gradients stay the same."""
     whole = adapted(pico_model, "full", sliced=True)

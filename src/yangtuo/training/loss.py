@@ -43,7 +43,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         needs_states, needs_weight = ctx.needs_input_grad[:2]
         states_gradient = torch.empty_like(states) if needs_states else None
-        learned_gradient = torch.zeros_like(learned, dtype=torch.float32) if needs_weight else None
+        learned_gradient: Tensor | None = None
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
             part = states[place].to(weight.dtype)
@@ -51,8 +51,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             total += _to_gradient(logits, labels[place, None])
             if states_gradient is not None:
                 states_gradient[place] = logits @ weight
-            if learned_gradient is not None:
-                learned_gradient += (logits if rows is None else logits.index_select(1, rows)).T @ part
+            if needs_weight:
+                product = (logits if rows is None else logits.index_select(1, rows)).T @ part
+                learned_gradient = product.float() if learned_gradient is None else learned_gradient.add_(product)
         ctx.save_for_backward(states_gradient, learned_gradient)
         ctx.learned_dtype = learned.dtype
         return total
@@ -183,4 +184,4 @@ def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_po
 
 def _slices(num_states: int, num_rows: int, elements: int) -> list[slice]:
     size = max(1, elements // num_rows)
-    return [slice(start, start + size) for start in range(0, num_states, size)]
+    return [slice(start, start + size) for start in range(0, max(1, num_states), size)]
