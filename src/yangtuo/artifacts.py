@@ -201,8 +201,9 @@ def list_files(directory: Path) -> list[str]:
 
 def step_fingerprint(config: StageConfig) -> str:
     """Fingerprint of what a step will make: its stage, the options that matter, the content of its inputs."""
+    data = {option.name for option in config.options() if option.is_data}
     inputs = {
-        name: [_input_identity(reference) for reference in references]
+        name: [_input_identity(reference, is_data=name in data) for reference in references]
         for name, references in config.input_references().items()
     }
     shaping = {
@@ -213,9 +214,9 @@ def step_fingerprint(config: StageConfig) -> str:
     return _digest([config.verb, inputs, shaping])
 
 
-def _input_identity(reference: str) -> list[Any]:
+def _input_identity(reference: str, *, is_data: bool) -> list[Any]:
     source = split_source(reference)
-    path = hub.locate(source.path)
+    path = hub.locate(source.path, is_data=is_data)
     if not path.exists():
         raise FileError(f"{source.path} does not exist", expected="an existing file, directory or hub id")
     return [source.name, source.weight, content_fingerprint(path)]

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from yangtuo.options import (
     HOW,
+    DataPaths,
     InputPath,
     InputPaths,
     NonNegativeFloat,
@@ -144,7 +145,7 @@ class PrepareConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "prepare"
-    source: InputPaths
+    source: DataPaths
     """Text as [NAME=]PATH[:WEIGHT]: a file or directory; a weight of 0.2 takes a fifth of it, 2 takes it twice;
     repeatable. NAME (zh, en) labels the source in every report."""
     tokenizer: InputPath
@@ -161,7 +162,7 @@ class PrepareConfig(StageConfig):
     """Mend what scanning and page layout did to a text: control characters, blanks inside Chinese, page numbers."""
     dedup: Literal["none", "exact", "near"] = "exact"
     """Which repeated documents are removed: none, equal ones, or those that share most of their text too."""
-    decontaminate: InputPaths = ()
+    decontaminate: DataPaths = ()
     """Evaluation sets (txt, csv, json, jsonl, parquet) whose passages are removed from the text; repeatable."""
     seed: int = 0
     """Seed of the held-out choice and of the sampling by weight."""
@@ -240,7 +241,7 @@ class SftConfig(TrainingConfig):
     """
 
     verb: ClassVar[str] = "sft"
-    data: InputPaths
+    data: DataPaths
     """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, instruct/query/answer,
     PromptCBLUE, ShareGPT or messages; a weight of 0.5 takes half of the usable rows, 2 takes them twice; repeatable."""
     template: str = "alpaca"

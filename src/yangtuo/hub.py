@@ -1,8 +1,9 @@
-"""Where a reference to a model, tokenizer or adapter lies on this disk: a path, or a hub id resolved to a snapshot.
+"""Where a reference to a model, tokenizer, adapter or data set lies on this disk: a path, or a hub id's snapshot.
 
-Hub ids are `owner/name` for Hugging Face and `modelscope:owner/name` for ModelScope. Downloads go through the
-official clients, which resume, respect `HF_ENDPOINT` and `HF_HUB_OFFLINE`, and keep their own cache. No code that
-comes with a model is ever run. This module knows nothing of what it fetches.
+Hub ids are `owner/name` for Hugging Face and `modelscope:owner/name` for ModelScope; a part of a data set is
+`owner/name/FOLDER_OR_FILE`. Whether an id names a data set is the caller's to say, for one id may name both. Downloads
+go through the official clients, which resume, respect `HF_ENDPOINT` and `HF_HUB_OFFLINE`, and keep their own cache.
+No code that comes with a model is ever run. This module knows nothing of what it fetches.
 """
 
 from __future__ import annotations
@@ -12,32 +13,41 @@ from pathlib import Path
 
 from yangtuo.errors import FileError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+_DATA_ID = _HUB_ID + r"(?P<part>/[^/].*)?"
 _MODELSCOPE = "modelscope:"
 # The same weights for other frameworks, and Meta's originals beside converted ones: never read, often half the bytes.
 _IGNORED = ["original/*", "*.msgpack", "*.h5", "*.ot", "*.onnx", "onnx/*", "*.tflite", "*.mlmodel"]
+_TEXTS = ["txt", "md", "markdown", "jsonl", "json", "csv", "tsv", "parquet"]
+_TEXT_FILES = [f"*.{kind}{packed}" for kind in _TEXTS for packed in ("", ".gz", ".zst")]
 
 
-def locate(reference: str) -> Path:
+def locate(reference: str, *, is_data: bool = False) -> Path:
     """The local path of `reference`; downloads a snapshot where it is a hub id and no such path exists.
+
+    `is_data`: the id is that of a data set, of which only files that hold text are fetched.
 
     A reference that is neither an existing path nor a hub id is returned as it is, for the caller to refuse.
     """
     path = Path(reference).expanduser()
     if path.exists():
         return path
-    if reference.startswith(_MODELSCOPE):
-        return _from_modelscope(reference.removeprefix(_MODELSCOPE))
-    if _HUB_ID.fullmatch(reference) and not path.parent.exists():
-        return _from_hugging_face(reference)
-    return path
+    is_modelscope = reference.startswith(_MODELSCOPE)
+    hub_id = re.fullmatch(_DATA_ID if is_data else _HUB_ID, reference.removeprefix(_MODELSCOPE))
+    if hub_id is None or (not is_modelscope and Path(path.parts[0]).exists()):
+        return path
+    part = hub_id["part"][1:] if is_data and hub_id["part"] else ""
+    patterns = None if not is_data else [part, f"{part}/*"] if part else _TEXT_FILES
+    return (_from_modelscope if is_modelscope else _from_hugging_face)(hub_id["name"], patterns) / part
 
 
-def _from_hugging_face(hub_id: str) -> Path:
+def _from_hugging_face(hub_id: str, patterns: list[str] | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
+        if patterns:
+            return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
         return Path(snapshot_download(hub_id, ignore_patterns=_IGNORED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileError(
@@ -47,16 +57,18 @@ def _from_hugging_face(hub_id: str) -> Path:
         ) from error
 
 
-def _from_modelscope(hub_id: str) -> Path:
+def _from_modelscope(hub_id: str, patterns: list[str] | None) -> Path:
     try:
-        from modelscope import snapshot_download
+        import modelscope
     except ImportError as error:
         raise FileError(f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'") from error
     try:
-        return Path(snapshot_download(hub_id))
+        if patterns:
+            return Path(modelscope.dataset_snapshot_download(hub_id, allow_patterns=patterns))
+        return Path(modelscope.snapshot_download(hub_id))
     except (OSError, ValueError) as error:
         raise FileError(
             f"{hub_id} could not be fetched from ModelScope",
             found=str(error).splitlines()[0],
-            expected="a model id that can be reached",
+            expected="an id that can be reached",
         ) from error

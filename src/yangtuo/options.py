@@ -1,7 +1,7 @@
 """What options are made of: marks, value types, and the base of every verb's config class.
 
-`INPUT` marks a path whose *content* decides the result, `HOW` an option that changes how the work is done but not what
-comes out. This module knows no verb.
+`INPUT` marks a path whose *content* decides the result, `DATA` one whose hub id is that of a data set, `HOW` an option
+that changes how the work is done but not what comes out. This module knows no verb.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from cyclopts import Parameter, validators
 from yangtuo.errors import ConfigError
 
 INPUT = "input"
+DATA = "data"
 HOW = "how"
 
 InputPath = Annotated[str, INPUT]
 InputPaths = Annotated[tuple[str, ...], INPUT, Parameter(negative="")]
+DataPaths = Annotated[tuple[str, ...], INPUT, DATA, Parameter(negative="")]
 Words = Annotated[tuple[str, ...], Parameter(negative="")]
 Positive = Annotated[int, Parameter(validator=validators.Number(gt=0))]
 PositiveFloat = Annotated[float, Parameter(validator=validators.Number(gt=0))]
@@ -35,6 +37,7 @@ class Option:
 
     name: str
     is_input: bool
+    is_data: bool
     shapes_result: bool
 
 
@@ -68,7 +71,7 @@ class StageConfig:
         hints = typing.get_type_hints(cls, include_extras=True)
         marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
         return [
-            Option(field.name, INPUT in marks[field.name], HOW not in marks[field.name])
+            Option(field.name, INPUT in marks[field.name], DATA in marks[field.name], HOW not in marks[field.name])
             for field in dataclasses.fields(cls)
             if field.name != "output"
         ]

@@ -1,29 +1,40 @@
 """Files to decoded text and records: suffixes, compression, encodings, JSON, CSV, Parquet.
 
-Text is UTF-8 (with or without its mark), UTF-16 with its mark, GB18030 or Big5; which one is found out and handed on,
-for the caller to say. This module does not know what a document or a conversation is.
+Text is UTF-8 (with or without its mark), UTF-16 with its mark, GB18030 or Big5; which one is found out from the first
+megabyte that is not ASCII, and handed on for the caller to say. Everything is read as a stream: memory holds a row, not
+a file. This module does not know what a document or a conversation is.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from yangtuo.data.json_values import malformed, read_values
 from yangtuo.errors import DataError, FileError
 
-TEXT_SUFFIXES = (".txt", ".md")
+TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _PLAUSIBLE = 0.7  # share of characters in the frequent half of a legacy encoding that makes it believable
 _SCORED = 1 << 16  # characters looked at for that
+_WIDE = re.compile(r"[\u2e80-\u2fff\u3040-\ufeff\uffef-\U0010ffff]")
+_CHUNK = 1 << 20
+_DESCRIPTIONS = ("readme.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+csv.field_size_limit(sys.maxsize)  # a book is a field, too
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,7 @@ class Record:
 
     values: dict[str, Any]
     place: str
+    encoding: str = "utf-8"
 
 
 def suffix(file: Path) -> str:
@@ -46,8 +58,9 @@ def is_compressed(file: Path) -> bool:
 
 
 def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files at `path` that end in one of `suffixes` (compressed or not), sorted; hidden ones are left out.
+    """The files at `path` that end in one of `suffixes` (compressed or not), sorted.
 
+    Hidden ones are left out, and what describes a data set beside its rows.
     Raises `FileError` where nothing is there and `DataError` where no file is of a known format.
     """
     if not path.exists():
@@ -64,7 +77,8 @@ def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
             found=", ".join(sorted({file.suffix or file.name for file in found})) or "an empty directory",
             expected=" ".join(suffixes) + ", or one of these with .gz or .zst behind it",
         )
-    return known
+    content = [file for file in known if file.name.lower() not in _DESCRIPTIONS]
+    return content if any(suffix(file) in RECORD_SUFFIXES for file in content) else known
 
 
 def _is_hidden(path: Path) -> bool:
@@ -73,59 +87,131 @@ def _is_hidden(path: Path) -> bool:
 
 @contextmanager
 def open_bytes(file: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed as they are read."""
-    with file.open("rb") as raw:
-        if file.suffix.lower() == ".gz":
-            with gzip.open(raw) as stream:
+    """The file's bytes, decompressed as they are read; raises `FileError` where they are cut off or damaged."""
+    kind = file.suffix.lower()
+    try:
+        if kind == ".gz":
+            with gzip.open(file) as stream:
                 yield stream  # type: ignore[misc]
-        elif file.suffix.lower() == ".zst":
-            try:
-                import zstandard
-            except ImportError as error:
-                raise FileError(f"{file} needs a library", run="pip install 'yangtuo[prepare]'") from error
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream)
+        elif kind == ".zst":
+            with _pyarrow(file).input_stream(str(file), compression="zstd") as stream:
+                yield io.BufferedReader(stream, _CHUNK)
         else:
-            yield raw
+            with file.open("rb") as raw:
+                yield raw
+    except (EOFError, OSError, zlib.error) as error:
+        if kind not in COMPRESSED or (isinstance(error, OSError) and error.errno):
+            raise
+        raise FileError(
+            f"{file} is damaged", found=str(error), expected="a whole compressed file", run="fetch it again"
+        ) from error
+
+
+@contextmanager
+def open_text(file: Path, newline: str | None = None) -> Iterator[tuple[IO[str], str]]:
+    """The file's text, decoded as it is read, and its encoding; `newline` as in `open`.
+
+    Raises `FileError` with offset and line where the text is not in that encoding.
+    """
+    encoding = detect_encoding(file)
+    with open_bytes(file) as stream:
+        try:
+            yield io.TextIOWrapper(stream, "utf-8-sig" if encoding == "utf-8" else encoding, newline=newline), encoding
+        except UnicodeDecodeError as error:
+            raise _damage(file, encoding) from error
+
+
+def detect_encoding(file: Path) -> str:
+    """The name of the file's encoding; raises `FileError` where it is none of those known."""
+    found = file.stat()
+    return _detect(file, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _detect(file: Path, _size: int, _modified: int) -> str:
+    with open_bytes(file) as stream:
+        num_bytes = num_lines = 0
+        while chunk := stream.read(_CHUNK):
+            if not chunk.isascii() or _is_binary(chunk):
+                # What comes next is looked at too, should the first character of interest be the last of its chunk.
+                return _choose(chunk + stream.read(_CHUNK), str(file), False, num_bytes, num_lines)
+            num_bytes += len(chunk)
+            num_lines += chunk.count(b"\n")
+    return "utf-8"
 
 
 def decode(data: bytes, place: str) -> tuple[str, str]:
     """The text of `data` and the name of its encoding; raises `FileError` where it is none of those known."""
-    for mark, encoding in _MARKS:
-        if data.startswith(mark):
-            try:
-                return data.decode(encoding), encoding.removesuffix("-sig")
-            except UnicodeDecodeError as error:
-                raise _undecodable(place, data, error.start, encoding) from error
+    encoding = _choose(data, place, True)
     try:
-        return data.decode("utf-8"), "utf-8"
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding), encoding
     except UnicodeDecodeError as error:
-        scores = {encoding: _plausibility(data, encoding) for encoding in ("gb18030", "big5hkscs")}
+        raise _undecodable(
+            place, encoding, data[error.start], error.start, data.count(b"\n", 0, error.start)
+        ) from error
+
+
+def _choose(data: bytes, place: str, final: bool, num_bytes: int = 0, num_lines: int = 0) -> str:
+    """The encoding of `data`, before which `num_bytes` of ASCII stand; not `final`: it may end within a character."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark) and num_bytes == 0:
+            return encoding.removesuffix("-sig")
+    at = data.find(b"\0") if _is_binary(data) else -1
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(data, final)
+    except UnicodeDecodeError as error:
+        at = error.start if at < 0 else at
+        scores = {encoding: _plausibility(data, encoding, final) for encoding in ("gb18030", "big5hkscs")}
         best = max(scores, key=lambda encoding: scores[encoding])
-        if scores[best] < _PLAUSIBLE:
-            raise _undecodable(place, data, error.start, "UTF-8") from error
-        return data.decode(best), best
+        if scores[best] >= _PLAUSIBLE and not _is_binary(data):
+            return best
+    if at >= 0:
+        raise _undecodable(place, "utf-8", data[at], num_bytes + at, num_lines + data.count(b"\n", 0, at))
+    return "utf-8"
 
 
-def _plausibility(data: bytes, encoding: str) -> float:
+def _is_binary(data: bytes) -> bool:
+    """Whether so many bytes are zero that it is no text, or UTF-16 without its mark."""
+    return data.count(0) * 10 > len(data)
+
+
+def _plausibility(data: bytes, encoding: str, final: bool) -> float:
     """The share of two-byte characters that lie in the half of the encoding meant for frequent ones; 0 if invalid."""
     try:
-        text = data.decode(encoding)
+        text = codecs.getincrementaldecoder(encoding)().decode(data, final)
     except UnicodeDecodeError:
         return 0.0
     first, last = (0xB0, 0xD7) if encoding == "gb18030" else (0xA4, 0xC6)
-    wide = [char for char in text[:_SCORED] if ord(char) >= 0x2E80 and not 0x3000 <= ord(char) < 0x3040]
-    han = [char for char in wide if not 0xFF00 <= ord(char) < 0xFFEF]
-    frequent = sum(first <= char.encode(encoding)[0] <= last and len(char.encode(encoding)) == 2 for char in han)
+    han = [match[0].encode(encoding) for match, _ in zip(_WIDE.finditer(text), range(_SCORED), strict=False)]
+    frequent = sum(first <= char[0] <= last and len(char) == 2 for char in han)
     return frequent / len(han) if han else 0.0
 
 
-def _undecodable(place: str, data: bytes, at: int, encoding: str) -> FileError:
-    line = data.count(b"\n", 0, at) + 1
+def _damage(file: Path, encoding: str) -> FileError:
+    """Where in the file the first byte stands that `encoding` does not allow."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    num_bytes = num_lines = 0
+    with open_bytes(file) as stream:
+        while True:
+            chunk = stream.read(_CHUNK)
+            kept = decoder.getstate()[0]
+            try:
+                decoder.decode(chunk, not chunk)
+            except UnicodeDecodeError as error:
+                data, at = kept + chunk, error.start
+                lines = num_lines + data.count(b"\n", 0, at)
+                return _undecodable(str(file), encoding, data[at], num_bytes - len(kept) + at, lines)
+            assert chunk, "the file was read without an error the second time"
+            num_bytes += len(chunk)
+            num_lines += chunk.count(b"\n")
+
+
+def _undecodable(place: str, encoding: str, byte: int, offset: int, num_lines: int) -> FileError:
     return FileError(
         f"{place} is not {encoding.upper()} text",
-        found=f"byte 0x{data[at]:02x} at offset {at}, line {line}; GB18030 and Big5 do not fit either",
-        expected="UTF-8, UTF-16 with a byte order mark, GB18030 or Big5",
+        found=f"byte 0x{byte:02x} at offset {offset}, line {num_lines + 1}"
+        + ("; GB18030 and Big5 do not fit either" if encoding == "utf-8" and byte else ""),
+        expected="UTF-8, UTF-16 with a byte order mark, GB18030 or Big5, the same to the end",
         run=f"iconv -f ENCODING -t UTF-8 {place}",
     )
 
@@ -162,66 +248,51 @@ def read_lines(file: Path, begin: int, end: int | None) -> Iterator[tuple[int, b
 
 
 def _json_lines(file: Path, begin: int, end: int | None) -> Iterator[Record]:
+    encoding = detect_encoding(file)
+    if encoding == "utf-16":  # its lines do not end where a byte says so
+        yield from _json_values(file) if begin == 0 else ()
+        return
     for number, (offset, line) in enumerate(read_lines(file, begin, end), 1):
         if line.isspace():
             continue
-        text, _ = decode(line, str(file))
         try:
-            value = json.loads(text)
+            value = json.loads(line.decode("utf-8-sig" if encoding == "utf-8" and offset == 0 else encoding))
         except json.JSONDecodeError as error:
-            at = number + _num_lines_before(file, begin)
-            raise _malformed(file, at, error.colno, error.msg) from error
+            raise malformed(file, number + _num_lines_before(file, begin), error.colno, error.msg) from error
+        except UnicodeDecodeError as error:
+            raise _damage(file, encoding) from error
         # An offset is a place too, and costs nothing to know within a range.
-        yield _record(value, f"{file}:{number}" if begin == 0 else f"{file}@{offset}")
+        yield _record(value, f"{file}:{number}" if begin == 0 else f"{file}@{offset}", encoding)
 
 
 def _num_lines_before(file: Path, begin: int) -> int:
-    if begin == 0:
-        return 0
-    return sum(1 for _ in read_lines(file, 0, begin))
+    return sum(1 for offset, _ in read_lines(file, 0, begin)) if begin else 0
 
 
 def _json_values(file: Path) -> Iterator[Record]:
-    with open_bytes(file) as stream:
-        text, _ = decode(stream.read(), str(file))
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:  # JSON lines under the name .json
-            yield from _json_lines(file, 0, None)
-            return
-        raise _malformed(file, error.lineno, error.colno, error.msg) from error
-    rows = value if isinstance(value, list) else [value]
-    for number, row in enumerate(rows, 1):
-        yield _record(row, f"{file}#{number}")
+    with open_text(file) as (stream, encoding):
+        for number, value in enumerate(read_values(stream, file), 1):
+            yield _record(value, f"{file}#{number}", encoding)
 
 
-def _malformed(file: Path, line: int, column: int, reason: str) -> FileError:
-    return FileError(
-        f"{file} is not valid JSON: line {line}, column {column}",
-        found=reason,
-        expected="a JSON list of objects, or one JSON object on each line",
-    )
-
-
-def _record(value: Any, place: str) -> Record:
+def _record(value: Any, place: str, encoding: str) -> Record:
     if not isinstance(value, dict):
         raise DataError(
             f"{place} is not a row", found=f"a JSON {type(value).__name__}", expected="an object with named fields"
         )
-    return Record(value, place)
+    return Record(value, place, encoding)
 
 
 def _csv_rows(file: Path, delimiter: str) -> Iterator[Record]:
-    with open_bytes(file) as stream:
-        encoding = decode(stream.read(_SCORED).rpartition(b"\n")[0], str(file))[1]
-    with open_bytes(file) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+    with open_text(file, newline="") as (text, encoding):
         rows = csv.DictReader(text, delimiter=delimiter, strict=True)
         try:
             for row in rows:
-                yield Record({str(key): value for key, value in row.items()}, f"{file}:{rows.line_num}")
-        except (csv.Error, UnicodeDecodeError) as error:
+                place = f"{file}:{rows.line_num}"
+                if None in row:  # under this key DictReader puts what the header has no name for
+                    raise csv.Error(f"more than the {len(rows.fieldnames or ())} fields of the header")
+                yield Record(row, place, encoding)
+        except csv.Error as error:
             raise FileError(f"{file} is not valid CSV: line {rows.line_num}", found=str(error)) from error
 
 
@@ -229,20 +300,32 @@ def _parquet_rows(file: Path, begin: int, end: int | None) -> Iterator[Record]:
     parquet = open_parquet(file)
     for group in range(begin, parquet.num_row_groups if end is None else end):
         number = 0
-        for batch in parquet.iter_batches(batch_size=1024, row_groups=[group]):
+        for batch in _batches(file, parquet, group):
             for row in batch.to_pylist():
                 number += 1
                 yield Record(row, f"{file}@group {group}, row {number}")
 
 
+def _batches(file: Path, parquet: Any, group: int) -> Iterator[Any]:
+    try:
+        yield from parquet.iter_batches(batch_size=256, row_groups=[group])
+    except (_pyarrow(file).ArrowException, OSError) as error:
+        raise FileError(f"{file} is damaged in row group {group}", found=str(error).splitlines()[0]) from error
+
+
 def open_parquet(file: Path) -> Any:
     """The file as a `pyarrow.parquet.ParquetFile`; raises `FileError` where it is none."""
+    arrow = _pyarrow(file)
+    try:
+        return arrow.parquet.ParquetFile(file)
+    except arrow.ArrowInvalid as error:
+        raise FileError(f"{file} is not a Parquet file", found=str(error)) from error
+
+
+def _pyarrow(file: Path) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise FileError(f"{file} needs a library", run="pip install 'yangtuo[prepare]'") from error
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise FileError(f"{file} is not a Parquet file", found=str(error)) from error
+    return pyarrow

@@ -136,5 +136,5 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
 
 
 def _build(config: SftConfig, directory: Path, template: Template, encoder: Encoder) -> dict[str, Any]:
-    sources = [(locate(source.path), source.weight) for source in map(split_source, config.data)]
+    sources = [(locate(source.path, is_data=True), source.weight) for source in map(split_source, config.data)]
     return build_blocks(directory, sources, template, encoder, config.max_length, config.seed)
