@@ -12,6 +12,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from yangtuo.errors import FileError
 from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings
 from yangtuo.vocab.engines import Engine, FastEngine, SentencePieceEngine
@@ -61,6 +64,10 @@ class Encoder:
     def encode_batch(self, texts: Sequence[str], num_threads: int | None = None) -> list[list[int]]:
         """The ids of each of `texts`, as `encode` gives them, on several threads (all cores by default)."""
         return self.engine.encode_batch(texts, num_threads)
+
+    def encode_arrays(self, texts: Sequence[str], num_threads: int | None = None) -> list[npt.NDArray[np.int32]]:
+        """As `encode_batch`, as arrays, without a Python object for each id."""
+        return self.engine.encode_arrays(texts, num_threads)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from yangtuo.vocab.sentencepiece_model import CONTROL, UNKNOWN, load_processor
@@ -30,6 +32,10 @@ class Engine(Protocol):
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:
         """The ids of each text."""
+        ...
+
+    def encode_arrays(self, texts: Sequence[str], num_threads: int | None) -> list[npt.NDArray[np.int32]]:
+        """The ids of each text, as arrays."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -63,6 +69,13 @@ class SentencePieceEngine:
         """The ids of each text, on SentencePiece's own threads."""
         threads = num_threads or os.cpu_count() or 1
         return list(self._processor.encode(list(texts), num_threads=threads)) if texts else []
+
+    def encode_arrays(self, texts: Sequence[str], num_threads: int | None) -> list[npt.NDArray[np.int32]]:
+        """The ids of each text as arrays, which SentencePiece from 0.2.3 on makes itself, in half the time."""
+        if not texts or not hasattr(self._processor, "encode_as_numpy"):
+            return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts, num_threads)]
+        threads = num_threads or os.cpu_count() or 1
+        return list(self._processor.encode(list(texts), num_threads=threads, return_type="numpy"))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; tokens beyond the model's pieces are controls and give nothing."""
@@ -100,6 +113,10 @@ class FastEngine:
     def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:  # noqa: ARG002
         """The ids of each text, on the library's own threads, however many `num_threads` asks for."""
         return [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_arrays(self, texts: Sequence[str], num_threads: int | None) -> list[npt.NDArray[np.int32]]:
+        """The ids of each text as arrays."""
+        return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts, num_threads)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""
