@@ -107,7 +107,17 @@ class Outcome:
 
 
 def compute_dtype(name: Dtype) -> torch.dtype:
-    """The arithmetic of the forward pass: "auto" takes bfloat16 where the device computes in it, else float32."""
+    """The arithmetic of the forward pass: "auto" takes bfloat16 where the device computes in it, else float32.
+
+    Raises `TrainingError` for float16 on a CPU: there accelerate scales no loss, and says nothing.
+    """
+    if name == "float16" and not torch.cuda.is_available():
+        raise TrainingError(
+            "float16 needs a GPU, whose loss is scaled",
+            found="no GPU",
+            expected="bfloat16 or float32, which hold small gradients without scaling",
+            run="the same command with --dtype auto",
+        )
     if name not in ("auto", "nf4"):
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if torch.cuda.is_available():
@@ -350,7 +360,8 @@ def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
         "lr": settings.learning_rate,
         "betas": (0.9, 0.95),
         "weight_decay": 0.0,
-        "fused": settings.sharding != "fsdp2",
+        # A fused step hides from accelerate that float16 overflowed and nothing was done.
+        "fused": settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16,
     }
 
 

@@ -5,6 +5,7 @@ It is called by the Trainer and calls what it was given; it knows nothing of how
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 import time
@@ -52,6 +53,7 @@ class Watch(TrainerCallback):
         self._run = run
         self._bar = bar
         self._first_step: int | None = None
+        self._num_taken = 0
         self._movement: guards.Movement | None = None
         self._started = self._last = time.monotonic()
         self.terminated = False
@@ -67,21 +69,25 @@ class Watch(TrainerCallback):
         if "loss" not in logs:
             return
         step = state.global_step
-        names = ("loss", "grad_norm", "learning_rate")
-        self._run.journal.write(step, {name: logs[name] for name in names if name in logs})
+        numbers = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
+        # JSON has no word for a number that is none; float16's overflows are rows without a norm.
+        self._run.journal.write(step, {name: value for name, value in numbers.items() if math.isfinite(value)})
         self._run.finite.check(step, logs["loss"], logs.get("grad_norm"), self._run.batch_name)
         now = time.monotonic()
         speed = self._run.tokens_a_step / max(now - self._last, 1e-9)
         self._last = now
         self._bar.advance(1, f"training: loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:
         step = state.global_step
         if self._first_step is None:
             self._first_step, self._started = step, time.monotonic()
         done = step - self._first_step
         assert self._movement is not None
-        self._movement.check(done + 1)
+        # While float16's scale settles, the gradients of some steps overflow, and nothing is done with them.
+        if not getattr(values.get("optimizer"), "step_was_skipped", False):
+            self._num_taken += 1
+            self._movement.check(self._num_taken)
         if done == _SPEED_AFTER:
             a_step = max(time.monotonic() - self._started, 1e-9) / done
             left = _duration(a_step * (self._run.num_steps - step))
