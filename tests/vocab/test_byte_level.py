@@ -59,6 +59,15 @@ def test_ids_of_tokens_behind_the_models_own_do_not_move(shared_data: Path, tmp_
     assert load_encoder(tmp_path).encode("中国人民") == [128_256]
 
 
+def test_a_character_that_shares_its_first_bytes_with_other_scripts_stays_apart(pico_byte_level: Path) -> None:
+    """U+FF5E begins as full-width letters do: two pieces for it would cut those otherwise, or be left out unsaid."""
+    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    learned = learn_merges(base, [*TEXTS, "小镇～～～小河～"] * 4, 30, HAN)
+    merged = merge_byte_level(base, learned.merges, HAN, [])
+    assert len(merged.added) == 30 and not merged.out_of_script
+    assert all("～" not in piece for piece in merged.added)
+
+
 def test_merges_of_other_scripts_are_left_out_with_what_is_built_on_them(pico_byte_level: Path) -> None:
     base = read_fast_json(pico_byte_level / "tokenizer.json")
     merges = [("x", "q"), ("xq", "z"), *learn_merges(base, TEXTS, 10, HAN).merges]

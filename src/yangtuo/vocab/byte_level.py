@@ -79,7 +79,12 @@ def learn_merges(base: Mapping[str, Any], texts: Iterable[str], size: int, scrip
     spelled = {
         one: [pieces[index] for index in engine.split(to_byte_level(one))] for one in covering_characters(counts)
     }
-    apart = [one for one, parts in spelled.items() if len(parts) > 1]
+    # A character whose first bytes other scripts need as they are (such as U+FF5E) stays apart.
+    apart = [
+        one
+        for one, parts in spelled.items()
+        if len(parts) > 1 and all(_acceptable("".join(merge), scripts) for merge in _character_merges([parts]))
+    ]
 
     def learn(characters: Sequence[str]) -> list[Merge]:
         first = _character_merges(spelled[one] for one in characters)[:size]
@@ -104,10 +109,11 @@ def _word_merges(content: Mapping[str, Any], lines: Sequence[str], scripts: Scri
     pieces = _pieces(content)
     usable = {index: piece for index, piece in enumerate(pieces) if _usable(piece, scripts)}
     known = set(pieces)
-    pairs = continue_merges(FastEngine(content), usable, lines, num_merges)
-    return [
-        (left, right) for left, right in pairs if left + right not in known and scripts.accepts(_text(left + right))
-    ]
+    merges: dict[str, Merge] = {}
+    for left, right in continue_merges(FastEngine(content), usable, lines, num_merges):
+        if left + right not in known and scripts.accepts(_text(left + right)):
+            merges.setdefault(left + right, (left, right))
+    return list(merges.values())
 
 
 def _usable(piece: str, scripts: Scripts) -> bool:

@@ -48,6 +48,7 @@ def _merge_by_merge(content: Mapping[str, Any]) -> Encode:
     model = content["model"]
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ranks = {pair: rank for rank, pair in enumerate(merges)}
+    never = len(ranks)
     vocabulary: Mapping[str, int] = model["vocab"]
     whole = bool(model.get("ignore_merges"))
 
@@ -56,13 +57,13 @@ def _merge_by_merge(content: Mapping[str, Any]) -> Encode:
         if whole and word in vocabulary:
             return (vocabulary[word],)
         parts = list(word)
-        while len(parts) > 1:
-            pairs = [ranks.get(pair, len(ranks)) for pair in pairwise(parts)]
-            best = min(pairs)
-            if best == len(ranks):
-                break
-            at = pairs.index(best)
+        found = [ranks.get(pair, never) for pair in pairwise(parts)]
+        while found and (best := min(found)) != never:
+            at = found.index(best)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del found[at]
+            for pair in range(max(at - 1, 0), min(at + 1, len(found))):
+                found[pair] = ranks.get((parts[pair], parts[pair + 1]), never)
         return tuple(vocabulary[part] for part in parts if part in vocabulary)
 
     cutter = Tokenizer.from_str(json.dumps(content))
