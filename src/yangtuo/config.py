@@ -199,7 +199,7 @@ class TrainingConfig(StageConfig):
     """Blocks in one forward pass of one process; fewer need less memory. Its whole share when not given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto"
     """Arithmetic of the forward pass; auto takes bfloat16 where the device has it, nf4 also stores the frozen weights
-    in 4 bits (QLoRA, needs a GPU and bitsandbytes). Trained tensors are float32."""
+    in 4 bits (QLoRA, needs bitsandbytes), float16 needs a GPU. Trained tensors are float32."""
     gradient_checkpointing: Annotated[bool, HOW] = False
     """Compute each layer again in the backward pass: a third slower, a fraction of the memory."""
     sharding: Annotated[Literal["none", "zero2", "zero3", "fsdp2"], HOW] = "none"

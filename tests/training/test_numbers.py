@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,29 @@ def test_float16_finds_its_scale_and_learns(
     assert scaled_float16[0].get_scale() == 2.0 ** (24 - sum(skipped))
     assert half[-1]["loss"] < half[0]["loss"] - 2
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+def test_four_bits_without_bitsandbytes_are_refused_in_words(pico_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "find_spec", lambda _name: None)
+    with pytest.raises(TrainingError, match=r"(?s)need bitsandbytes.*pip install bitsandbytes"):
+        base.load_base(pico_model, torch.float32, quantized=True)
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes, which is not installed")
+def test_four_bits_store_a_quarter_and_learn(pico_model: Path, tmp_path: Path) -> None:
+    """QLoRA: the linear layers stand in 4 bits and stay as they are, the adapter beside them learns."""
+    torch.manual_seed(0)
+    loaded = base.load_base(pico_model, torch.bfloat16, quantized=True)
+    name = "model.layers.0.mlp.up_proj.weight"
+    stored = dict(loaded.named_parameters())[name]
+    assert stored.dtype is torch.uint8
+    assert stored.numel() == 64 * 32 // 2
+    before = stored.clone()
+    model = attach(loaded, AdapterShape(rank=4, alpha=8))
+    loop.train(
+        model, Blocks(), [], loop.Settings(learning_rate=1e-2, dtype="nf4", gradient_checkpointing=True), tmp_path
+    )
+    losses = [row["loss"] for row in read_metrics(tmp_path)]
+    assert losses[-1] < losses[0] - 1
+    assert torch.equal(stored, before)
+    assert (tmp_path / "adapter_model.safetensors").is_file()

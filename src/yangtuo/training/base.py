@@ -66,7 +66,10 @@ def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> Pre
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else attention.NAME}
     if quantized:
-        options |= {"quantization_config": _four_bits(dtype), "device_map": {"": torch.cuda.current_device()}}
+        options |= {
+            "quantization_config": _four_bits(dtype),
+            "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+        }
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
     assert isinstance(model, PreTrainedModel)
     use_sliced_loss(model)
@@ -74,11 +77,11 @@ def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> Pre
 
 
 def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    if not torch.cuda.is_available() or find_spec("bitsandbytes") is None:
+    if find_spec("bitsandbytes") is None:
         raise TrainingError(
-            "weights in 4 bits need a GPU and bitsandbytes",
-            found="a GPU" if torch.cuda.is_available() else "no GPU",
-            expected="another --dtype, or a machine with a GPU",
+            "weights in 4 bits need bitsandbytes",
+            found="no such package",
+            expected="another --dtype, or the package",
             run="pip install bitsandbytes",
         )
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
