@@ -23,6 +23,8 @@ from yangtuo.options import (
     Share,
     StageConfig,
     Words,
+    parse_shard,
+    shard_path,
 )
 
 
@@ -166,6 +168,20 @@ class PrepareConfig(StageConfig):
     """Evaluation sets (txt, csv, json, jsonl, parquet) whose passages are removed from the text; repeatable."""
     seed: int = 0
     """Seed of the held-out choice and of the sampling by weight."""
+    shard: Annotated[str | None, HOW] = None
+    """I/N makes the I-th of N shares of the work, as OUTPUT.shard-I-of-N, on any machine; with all of them beside the
+    output, the same command without --shard joins them."""
+    dry_run: Annotated[bool, HOW] = False
+    """Write nothing: show figures and samples of blocks as the model sees them, from the beginning of each source."""
+
+    def output_path(self) -> Path:
+        """The dataset, or the share of it."""
+        return self.output if self.shard is None else shard_path(self.output, *parse_shard(self.shard))
+
+    def input_references(self) -> dict[str, tuple[str, ...]]:
+        """All inputs; a share does not depend on all of the text, and its parts know what they were made of."""
+        references = super().input_references()
+        return {name: value for name, value in references.items() if self.shard is None or name != "source"}
 
 
 @Parameter(name="*")

@@ -102,3 +102,16 @@ def parse_size(text: str) -> int:
         raise ConfigError(f"{text!r} is not a size", expected="a number and a unit, such as 500MB or 2GB")
     number, unit, binary = match.groups()
     return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Number and count of `I/N`, such as 2/8; raises `ConfigError` where it is none."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"{text!r} is not a share of the work", expected="I/N with I from 1 to N, such as 1/4")
+    return int(match[1]), int(match[2])
+
+
+def shard_path(output: Path, number: int, count: int) -> Path:
+    """Where share `number` of `count` of the work for `output` stands."""
+    return output.with_name(f"{output.name}.shard-{number}-of-{count}")
