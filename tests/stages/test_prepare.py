@@ -49,12 +49,12 @@ def test_documents_are_whole_between_bos_and_eos(texts: Path, pico_tokenizer: Pa
 
 def test_held_out_share_and_weights_are_exact_and_repeatable(texts: Path, pico_tokenizer: Path) -> None:
     sources = (f"a={texts}", f"b={texts}:2.5")
-    first = prepared(texts, pico_tokenizer, "one", source=sources, held_out=0.1)
-    second = prepared(texts, pico_tokenizer, "two", source=sources, held_out=0.1)
+    first = prepared(texts, pico_tokenizer, "one", source=sources, held_out=0.1, dedup="none")
+    second = prepared(texts, pico_tokenizer, "two", source=sources, held_out=0.1, dedup="none")
     assert (first / "tokens.bin").read_bytes() == (second / "tokens.bin").read_bytes()
     assert {source.name: len(source.documents) for source in held_out(first)} == {"a": 2, "b": 2}
     assert BlockDataset(first).num_documents == 18 + 45
-    other = prepared(texts, pico_tokenizer, "three", source=sources, held_out=0.1, seed=1)
+    other = prepared(texts, pico_tokenizer, "three", source=sources, held_out=0.1, dedup="none", seed=1)
     assert (first / "held-out.bin").read_bytes() != (other / "held-out.bin").read_bytes()
 
 

@@ -14,6 +14,7 @@ write blocks stay small.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class BlockWriter:
             self._files["learned"] = (directory / "learned.bin").open("wb")
         self._pending: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in self._files}
         self._num_pending = 0
+        self._digests = {name: hashlib.sha256() for name in self._files}
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the files of tokens, which are large, by name; after `close`."""
+        return {f"{name}.bin": digest.hexdigest() for name, digest in self._digests.items()}
 
     def __enter__(self) -> BlockWriter:
         return self
@@ -141,6 +148,19 @@ class BlockWriter:
         self.num_documents += 1
         self.num_tokens += len(ids)
         self._append(np.asarray(ids), learned)
+        self._end = self._position
+
+    def add_many(self, lengths: npt.NDArray[Any], chunks: Iterable[npt.NDArray[Any]]) -> None:
+        """Appends documents of these lengths, none of them 0, whose ids come joined, in chunks of any size."""
+        if len(lengths) == 0:
+            return
+        ends = np.cumsum(lengths, dtype=np.uint64) + np.uint64(self._position)
+        self._pending["starts"].append((ends - lengths.astype(np.uint64)).astype("<u8"))
+        for ids in chunks:
+            self._put(ids)
+        assert self._position == int(ends[-1]), "the chunks are as long as their documents"
+        self.num_documents += len(lengths)
+        self.num_tokens += int(lengths.sum())
         self._end = self._position
 
     def fill_block(self) -> None:
@@ -170,10 +190,13 @@ class BlockWriter:
     def _append(self, ids: npt.NDArray[Any], learned: Sequence[bool] | None) -> None:
         assert (learned is not None) == self._masked, "a masked dataset needs a mask for every document, others none"
         self._pending["starts"].append(np.array([self._position], dtype="<u8"))
-        self._pending["tokens"].append(ids.astype(self._dtype))
         if learned is not None:
             assert len(learned) == len(ids)
             self._pending["learned"].append(np.asarray(learned, dtype="u1"))
+        self._put(ids)
+
+    def _put(self, ids: npt.NDArray[Any]) -> None:
+        self._pending["tokens"].append(ids.astype(self._dtype))
         self._position += len(ids)
         self._num_pending += len(ids)
         if self._num_pending >= _BUFFER:
@@ -182,7 +205,9 @@ class BlockWriter:
     def _flush(self) -> None:
         for name, arrays in self._pending.items():
             if arrays:
-                np.concatenate(arrays).tofile(self._files[name])
+                joined = np.concatenate(arrays)
+                joined.tofile(self._files[name])
+                self._digests[name].update(joined.data)
                 arrays.clear()
         self._num_pending = 0
 

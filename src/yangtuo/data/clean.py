@@ -30,12 +30,13 @@ _BOILERPLATE = re.compile(
     r")[ \t\u3000]*\n?",
     re.MULTILINE,
 )
-EXAMPLES = 3
-"""How many examples a filter keeps."""
 
 
 class Filtered:
     """What filters removed: how often, and the first examples."""
+
+    MOST = 3
+    """How many examples of each are kept."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -45,14 +46,19 @@ class Filtered:
         """Counts `number` removals; `example` shows one, shortened."""
         self.counts[reason] += number
         kept = self.examples.setdefault(reason, [])
-        if len(kept) < EXAMPLES:
-            kept.append(example if len(example) <= 120 else example[:120] + "…")
+        if len(kept) < self.MOST:
+            kept.append(self.shortened(example))
+
+    @staticmethod
+    def shortened(example: str) -> str:
+        """The first 120 characters of an example."""
+        return example if len(example) <= 120 else example[:120] + "…"
 
     def merge(self, other: Filtered) -> None:
         """Adds what `other` holds."""
         for reason, number in other.counts.items():
             self.counts[reason] += number
-            self.examples[reason] = (self.examples.get(reason, []) + other.examples.get(reason, []))[:EXAMPLES]
+            self.examples[reason] = (self.examples.get(reason, []) + other.examples.get(reason, []))[: self.MOST]
 
 
 def clean(text: str, filtered: Filtered) -> str:

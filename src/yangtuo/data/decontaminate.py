@@ -2,11 +2,14 @@
 
 Texts are compared by their letters and digits alone, as UTF-8. A passage of 48 bytes or more (16 Chinese characters,
 about ten English words) is found where 48 of its bytes in a row are met; a shorter one of 16 bytes or more where
-all of it is. This module does not know what an exam is.
+all of it is. A question of 6 to 15 bytes is found where it is a line or a sentence by itself, an item's number and a
+bracket to be filled left aside, and that sentence alone goes. This module does not know what an exam is.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +22,18 @@ from yangtuo.data.dedup import letters
 WINDOW = 48
 """Bytes in a row that betray a passage."""
 SHORTEST = 16
-"""Passages of fewer bytes are too common to look for."""
+"""Passages of fewer bytes are too common to look for within sentences."""
+SHORTEST_QUESTION = 6
+"""Questions of fewer bytes are not looked for at all."""
 
+_ENDS = "\n。！？!?；;"  # of a sentence
+_ITEM = (
+    r"(?:第?[ ]?[0-9一二三四五六七八九十百]{1,4}[ ]?题?[ ]?[、.．,，)）:：]|[A-Za-z][、.．)）:：]"
+    r"|[(（\[【][ ]?\w{1,4}[ ]?[)）\]】]"
+    r"|(?:题目?|问题?|例题?|[Qq]uestion|[Qq])[ ]?[0-9]{0,4}[:：.])"
+)
+_FILLED = re.compile(r"[(（\[][ ]?[A-Za-z]{1,4}[ ]?[)）\]]\W*$")  # an answer where a blank was
+_LONGEST_SENTENCE = 60  # characters of one that may be a short question, punctuation and all
 _PRIME = 0x100000001B3
 _FILTER_BITS = 20
 
@@ -35,11 +48,48 @@ class Exam:
     """Sorted hashes of all windows of the long passages."""
     short: dict[int, list[bytes]] = field(default_factory=dict)
     """Hash of the first 16 bytes -> the short passages that begin so."""
+    sentences: frozenset[bytes] = frozenset()
+    """The questions that are found as a line or a sentence by themselves."""
     num_passages: int = 0
     num_too_short: int = 0
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of what is looked for, whatever the order and the files it came from."""
+        short = sorted(passage for passages in self.short.values() for passage in passages)
+        digest = hashlib.sha256(self.long.tobytes())
+        digest.update(repr((short, sorted(self.sentences))).encode())
+        return digest.hexdigest()
+
     def clean(self, text: str) -> tuple[str, list[str]]:
         """The text without the lines that repeat a passage, and these lines."""
+        text, lines = self._without_lines(text)
+        if not self.sentences:
+            return text, lines
+        found: list[str] = []
+
+        def removed(match: re.Match[str]) -> str:
+            said = match["said"]
+            if not {letter_bytes(said), letter_bytes(_FILLED.sub("", said))} & self.sentences:
+                return match[0]
+            found.append(match[0].strip())
+            return ""
+
+        text = self._sentence.sub(removed, text)
+        return text, lines + found
+
+    @cached_property
+    def _sentence(self) -> re.Pattern[str]:
+        """A line or sentence that begins, behind an item's number, with the first letter of a short question.
+
+        A line goes with its end, a sentence within a line with its mark.
+        """
+        first = {passage.decode()[0] for passage in self.sentences}
+        letters = "".join(map(re.escape, sorted(first | {letter.upper() for letter in first})))
+        said = rf"(?P<said>[{letters}][^{_ENDS}]{{0,{_LONGEST_SENTENCE}}})"
+        return re.compile(rf"(?:\A|(?<=[{_ENDS}]))[ \t\u3000]*{_ITEM}?[^\w{_ENDS}]*_*{said}(?:[{_ENDS}]+|\Z)")
+
+    def _without_lines(self, text: str) -> tuple[str, list[str]]:
         spans = self._found(np.frombuffer(letter_bytes(text), dtype=np.uint8))
         if not spans:
             return text, []
@@ -72,12 +122,13 @@ class Exam:
         return _Index(np.array(sorted(self.short), dtype=np.uint64))
 
 
-def read_exam(passages: Iterable[str]) -> Exam:
-    """Prepares passages (questions, options, lines) to be looked for."""
+def read_exam(passages: Iterable[tuple[str, bool]]) -> Exam:
+    """Prepares passages to be looked for; with each, whether it is a question, rather than an option or an answer."""
     long: list[Hashes] = []
     short: dict[int, list[bytes]] = {}
+    sentences: set[bytes] = set()
     num_passages = num_too_short = 0
-    for text in passages:
+    for text, is_question in passages:
         passage = letter_bytes(text)
         num_passages += 1
         if len(passage) >= WINDOW:
@@ -85,10 +136,12 @@ def read_exam(passages: Iterable[str]) -> Exam:
         elif len(passage) >= SHORTEST:
             key = int(_windows(np.frombuffer(passage[:SHORTEST], dtype=np.uint8), SHORTEST)[0])
             short.setdefault(key, []).append(passage)
+        elif is_question and len(passage) >= SHORTEST_QUESTION:
+            sentences.add(passage)
         else:
             num_too_short += 1
     hashes = np.unique(np.concatenate(long)) if long else np.zeros(0, dtype=np.uint64)
-    return Exam(hashes, short, num_passages, num_too_short)
+    return Exam(hashes, short, frozenset(sentences), num_passages, num_too_short)
 
 
 def letter_bytes(text: str) -> bytes:

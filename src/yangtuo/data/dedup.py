@@ -8,8 +8,9 @@ scripts with and without blanks. Of documents alike the first stays. This module
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,13 @@ SIMILARITY = 0.5
 _SHINGLE = 5
 _SEED = 1
 _AT_ONCE = 4_000_000  # documents whose band keys are in memory together
-_COMPARED_AT_ONCE = 100_000
+_COMPARED_AT_ONCE = 50_000
+
+NUM_BANDS = NUM_PERMUTATIONS // NUM_ROWS
+SKETCH = np.dtype([("keys", "<u8", (NUM_BANDS,)), ("marks", "u1", (NUM_PERMUTATIONS,))])
 
 Signatures = npt.NDArray[np.uint32]
+Sketches = npt.NDArray[np.void]
 
 
 def content_hash(text: str) -> bytes:
@@ -53,20 +58,46 @@ def _letter_table() -> npt.NDArray[np.bool_]:
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
-    """MinHash signatures of shape (len(texts), 128); raises `ConfigError` where the library is not installed."""
-    try:
-        import rensa  # type: ignore[import-untyped,unused-ignore]
-    except ImportError as error:
-        raise ConfigError("finding near-duplicates needs a library", run="pip install rensa") from error
-    hashes = [_shingle_hashes(letters(text)) for text in texts]
-    if not hashes:
+    """MinHash signatures of shape (len(texts), 128); raises `ConfigError` where the library is not installed.
+
+    The signature of a text in segments is the least of theirs, number by number.
+    """
+    rensa = require_rensa()
+    if not texts:
         return np.zeros((0, NUM_PERMUTATIONS), dtype=np.uint32)
+    hashes = [_shingle_hashes(letters(text)) for text in texts]
     offsets = np.zeros(len(hashes) + 1, dtype=np.uint64)
     offsets[1:] = np.cumsum([len(part) for part in hashes])
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(hashes), offsets, num_perm=NUM_PERMUTATIONS, seed=_SEED
     )
     return np.asarray(matrix.to_rows(), dtype=np.uint32)
+
+
+def require_rensa() -> Any:
+    """The library of MinHash signatures; raises `ConfigError` where it is not installed."""
+    try:
+        import rensa  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise ConfigError("finding near-duplicates needs a library", run="pip install rensa") from error
+    return rensa
+
+
+def sketches(signed: Signatures) -> Sketches:
+    """What is kept of signatures on disk, 384 bytes a document: the key of each band, and a byte of each number.
+
+    Bytes estimate the likeness of documents as well as whole numbers do, chance agreements of 1 in 256 aside
+    (Li and König 2010, b-bit minwise hashing).
+    """
+    kept = np.zeros(len(signed), dtype=SKETCH)
+    for band in range(NUM_BANDS):
+        keys = np.zeros(len(signed), dtype=np.uint64)
+        for row in range(band * NUM_ROWS, (band + 1) * NUM_ROWS):
+            keys = (keys ^ signed[:, row]) * np.uint64(0x9E3779B97F4A7C15)
+            keys ^= keys >> np.uint64(29)
+        kept["keys"][:, band] = keys
+    kept["marks"] = (signed * np.uint32(0x9E3779B1)) >> np.uint32(24)
+    return kept
 
 
 def _shingle_hashes(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
@@ -89,18 +120,20 @@ def find_equal(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
     return repeated
 
 
-def find_near(signed: Signatures, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Which documents resemble an earlier one, among those `alive`; `signed` has shape (documents, 128)."""
-    repeated = np.zeros(len(signed), dtype=bool)
-    for band in range(0, NUM_PERMUTATIONS, NUM_ROWS):
-        keys = np.zeros(len(signed), dtype=np.uint64)
-        for row in range(band, band + NUM_ROWS):
-            keys = (keys ^ signed[:, row]) * np.uint64(0x9E3779B97F4A7C15)
-            keys ^= keys >> np.uint64(29)
+def find_near(
+    bands: Iterable[npt.NDArray[np.uint64]], marks: npt.NDArray[np.uint8], alive: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which documents resemble an earlier one, among those `alive`.
+
+    `bands` gives the keys of all documents, band by band; `marks` has shape (documents, 128) and may lie on disk.
+    Memory is that of one band, about 30 bytes a document.
+    """
+    repeated = np.zeros(len(alive), dtype=bool)
+    for keys in bands:
         for chosen in _partitions(keys):
             chosen = chosen[alive[chosen]]
             order = chosen[np.lexsort((chosen, keys[chosen]))]
-            _compare_groups(signed, keys, order, repeated)
+            _compare_groups(marks, keys, order, repeated)
     return repeated
 
 
@@ -114,7 +147,10 @@ def _partitions(keys: npt.NDArray[np.uint64]) -> list[npt.NDArray[np.int64]]:
 
 
 def _compare_groups(
-    signed: Signatures, keys: npt.NDArray[np.uint64], order: npt.NDArray[np.int64], repeated: npt.NDArray[np.bool_]
+    marks: npt.NDArray[np.uint8],
+    keys: npt.NDArray[np.uint64],
+    order: npt.NDArray[np.int64],
+    repeated: npt.NDArray[np.bool_],
 ) -> None:
     """Marks, among documents of equal key, those that resemble the first or the one before them."""
     if len(order) < 2:
@@ -127,5 +163,5 @@ def _compare_groups(
             mine = order[later[begin : begin + _COMPARED_AT_ONCE]]
             open_ones = ~repeated[mine]
             mine, theirs = mine[open_ones], others[begin : begin + _COMPARED_AT_ONCE][open_ones]
-            alike = (signed[mine] == signed[theirs]).mean(axis=1) >= SIMILARITY
+            alike = (marks[mine] == marks[theirs]).mean(axis=1) >= SIMILARITY
             repeated[mine[alike]] = True

@@ -1,34 +1,71 @@
 """`yangtuo prepare`: text becomes blocks of tokens on disk, with a share of its documents kept apart.
 
-Reads like its summary: read each source, hold out, repeat by weight, pack, describe. It refuses to know how files are
-read and how blocks lie on disk; `yangtuo.data` does.
+Reads like its summary: divide the corpus into parts, make those that are missing, join them, describe. It refuses to
+know how files are read and how blocks lie on disk; `yangtuo.data` does.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import PrepareConfig
-from yangtuo.data.blocks import BlockWriter, HeldOutWriter
+from yangtuo.data import joining, shards
+from yangtuo.data.blocks import BlockDataset, BlockWriter, HeldOutWriter
 from yangtuo.data.decontaminate import read_exam
-from yangtuo.data.filters import Filters, filter_documents
-from yangtuo.data.readers import read_documents, read_passages
-from yangtuo.data.sampling import choose, num_held_out
+from yangtuo.data.exams import read_passages
+from yangtuo.data.filters import Filters
+from yangtuo.data.parts import Part, Treatment, make_part, make_parts, plan_parts
+from yangtuo.data.preview import Rehearsal, take_samples
+from yangtuo.data.statistics_page import write_page
 from yangtuo.errors import DataError, VocabularyError
-from yangtuo.options import Source, split_source
+from yangtuo.hub import locate
+from yangtuo.options import Source, parse_shard, split_source
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
+_PARTS = "parts"
+_SCRATCH = "scratch"
+_NUM_SAMPLES = 2
+_SAMPLED = 1 << 20  # characters of each source that a rehearsal reads
 
-def run(config: PrepareConfig) -> Artifact:
-    """Writes the dataset directory `config.output`."""
-    refuse_existing(config.output)
+
+def run(config: PrepareConfig) -> Artifact | Rehearsal:
+    """Writes the dataset directory `config.output`, or one shard of it; a dry run writes nothing.
+
+    Run again after a kill, it goes on with the part at which it was, and the result is the same to the byte.
+    """
+    output = config.output_path()
+    refuse_existing(output)
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
+    encoder = _load(config, tokenizer)
+    sources = [split_source(source) for source in config.source]
+    parts = plan_parts([locate(source.path) for source in sources])
+    treatment = _treatment(config, tokenizer, encoder)
+    if config.dry_run:
+        return _rehearse(config, sources, parts, treatment, encoder)
+    if config.shard:
+        number, count = parse_shard(config.shard)
+        parts = parts[number - 1 :: count]
+    finished = None if config.shard else shards.find(output, parts, treatment)
+    with draft(config, Kind.DATASET, {"tokenizer": tokenizer}, resumable=True) as made:
+        directories = finished or _make(parts, made.path / _PARTS, treatment, encoder)
+        if config.shard:
+            details: dict[str, Any] = {"shard": config.shard, "parts": len(parts)}
+        else:
+            details, hashes = _join(config, sources, parts, directories, encoder, made.path)
+            made.hashes.update(hashes)
+            shutil.rmtree(made.path / _PARTS, ignore_errors=True)
+        made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=details)
+    if not config.shard:
+        console.note(f"{details['tokens']:,} tokens in {details['blocks']:,} blocks of {config.block_size}")
+    return made.artifact
+
+
+def _load(config: PrepareConfig, tokenizer: Artifact) -> Encoder:
     encoder = load_encoder(tokenizer.path)
     if encoder.bos_id is None or encoder.eos_id is None:
         raise VocabularyError(
@@ -36,88 +73,93 @@ def run(config: PrepareConfig) -> Artifact:
             found=f"BOS {encoder.bos_id}, EOS {encoder.eos_id}",
             expected="a tokenizer with both tokens",
         )
-    passages = (text for path in config.decontaminate for text in read_passages(Path(path)))
-    filters = Filters(config.clean, config.dedup, read_exam(passages) if config.decontaminate else None)
-    with draft(config, Kind.DATASET, {"tokenizer": tokenizer}) as made:
-        size = encoder.vocabulary_size
-        with (
-            BlockWriter(
-                made.path, block_size=config.block_size, vocabulary_size=size, padding_id=encoder.eos_id
-            ) as writer,
-            HeldOutWriter(made.path, size) as apart,
-        ):
-            sources = {}
-            for source in map(split_source, config.source):
-                sources[source.name] = _add_source(config, source, encoder, filters, (writer, apart))
-            if writer.num_documents == 0:
-                raise DataError("no text is left to train on", found=str(sources), expected="weights above 0")
-            writer.close()
-            apart.close()
-        made.describe(
-            tokenizer=encoder.fingerprint,
-            vocabulary_size=size,
-            details={
-                "blocks": writer.num_blocks,
-                "tokens": writer.num_tokens,
-                "documents": writer.num_documents,
-                "sources": sources,
-            },
-        )
-    console.note(f"{writer.num_tokens:,} tokens in {writer.num_blocks:,} blocks of {config.block_size}")
-    return made.artifact
+    return encoder
 
 
-def _add_source(
+def _treatment(config: PrepareConfig, tokenizer: Artifact, encoder: Encoder) -> Treatment:
+    passages = (passage for path in config.decontaminate for passage in read_passages(locate(path)))
+    filters = Filters(config.clean, read_exam(passages) if config.decontaminate else None)
+    return Treatment(tokenizer.path, encoder.fingerprint, config.documents, filters, config.dedup == "near")
+
+
+def _make(parts: list[Part], directory: Path, treatment: Treatment, encoder: Encoder) -> list[Path]:
+    with console.progress("text to tokens", sum(part.num_bytes for part in parts), "bytes") as bar:
+        return make_parts(parts, directory, treatment, encoder, bar.advance)
+
+
+def _join(
     config: PrepareConfig,
-    source: Source,
+    sources: list[Source],
+    parts: list[Part],
+    directories: list[Path],
     encoder: Encoder,
-    filters: Filters,
-    writers: tuple[BlockWriter, HeldOutWriter],
-) -> dict[str, Any]:
-    writer, apart = writers
-    found = list(read_documents(Path(source.path), config.documents))
-    for encoding in {document.encoding for document in found} - {"utf-8"}:
-        number = sum(document.encoding == encoding for document in found)
-        console.note(f"{source.path}: {number} documents read as {encoding.upper()}")
-    texts, removed = filter_documents([document.text for document in found], filters)
-    if not texts:
+    output: Path,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Writes the dataset's files from finished parts; returns the manifest's details and hashes of large files."""
+    scratch = output / _SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    gathered = [
+        joining.SourceParts(
+            source.name,
+            source.weight,
+            [directory for part, directory in zip(parts, directories, strict=True) if part.source == number],
+        )
+        for number, source in enumerate(sources)
+    ]
+    with (
+        BlockWriter(
+            output,
+            block_size=config.block_size,
+            vocabulary_size=encoder.vocabulary_size,
+            padding_id=encoder.eos_id or 0,
+        ) as writer,
+        HeldOutWriter(output, encoder.vocabulary_size) as apart,
+    ):
+        repeated = joining.find_repeated(gathered, config.dedup, encoder, scratch)
+        figures = [
+            joining.join_source(source, mask, joining.Shares(config.held_out, config.seed), encoder, (writer, apart))
+            for source, mask in zip(gathered, repeated, strict=True)
+        ]
+        for source, found in zip(sources, figures, strict=True):
+            _report(config, source, found)
+        named = {source.name: found for source, found in zip(sources, figures, strict=True)}
+        if writer.num_documents == 0:
+            raise DataError("no text is left to train on", found=str(list(named)), expected="weights above 0")
+        writer.close()
+        apart.close()
+    shutil.rmtree(scratch)
+    totals = {"blocks": writer.num_blocks, "tokens": writer.num_tokens, "documents": writer.num_documents}
+    write_page(output, totals, named)
+    return {**totals, "sources": named}, writer.hashes
+
+
+def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> None:
+    """Says what a user should know of a source; raises `DataError` where nothing of it is left."""
+    for encoding, number in found["encodings"].items():
+        if encoding != "utf-8":
+            console.note(f"{source.path}: {number} documents read as {encoding.upper()}")
+    if not found["documents"] and not found["encodings"]:
         raise DataError(
             f"{source.path} holds no text",
-            found=f"{len(found)} documents, none left: {dict(removed.counts)}" if found else "no document",
+            found=f"no document left: {found['removed']}" if found["removed"] else "no document",
             expected="at least one document that is not blank",
         )
-    tokens = [np.asarray(ids, dtype=np.uint32) for ids in encoder.encode_batch(texts)]
-    num_apart = num_held_out(len(texts), config.held_out)
-    if config.held_out and not num_apart:
+    if not found["documents"]:
+        console.warn(f"{source.path} adds nothing: all its documents stand in sources before it")
+    elif config.held_out and not found["held_out"]:
         console.warn(f"{source.path} is a single document: none is held out (--documents paragraph makes more)")
-    kept_apart = list(choose(len(texts), num_apart, f"{config.seed}/held-out/{source.name}"))
-    for text, ids, is_apart in zip(texts, tokens, kept_apart, strict=True):
-        if is_apart:
-            apart.add(source.name, np.concatenate([[encoder.bos_id], ids]), len(text.encode()))
-    before = writer.num_tokens
-    _add_by_weight(
-        config, source, encoder, writer, [t for t, is_apart in zip(tokens, kept_apart, strict=True) if not is_apart]
-    )
-    return {
-        "documents": len(texts),
-        "held_out": num_apart,
-        "characters": sum(map(len, texts)),
-        "bytes": sum(len(text.encode()) for text in texts),
-        "text_tokens": sum(map(len, tokens)),
-        "weight": source.weight,
-        "tokens": writer.num_tokens - before,
-        "removed": dict(removed.counts),
-        "examples": removed.examples,
-    }
 
 
-def _add_by_weight(
-    config: PrepareConfig, source: Source, encoder: Encoder, writer: BlockWriter, tokens: list[npt.NDArray[np.uint32]]
-) -> None:
-    """Whole passes over the documents first, then the part of one that the weight's fraction asks for."""
-    for copy in range(int(source.weight) + 1):
-        share = 1.0 if copy < int(source.weight) else source.weight % 1
-        taken = choose(len(tokens), round(share * len(tokens)), f"{config.seed}/weight/{source.name}")
-        for ids, take in zip(tokens, taken, strict=True):
-            if take:
-                writer.add(np.concatenate([[encoder.bos_id], ids, [encoder.eos_id]]))
+def _rehearse(
+    config: PrepareConfig, sources: list[Source], parts: list[Part], treatment: Treatment, encoder: Encoder
+) -> Rehearsal:
+    """What the beginning of each source becomes, in a directory that is removed."""
+    first = [next(part for part in parts if part.source == number) for number in range(len(sources))]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        made = [make_part(part, directory / _PARTS, treatment, encoder, None, _SAMPLED) for part in first]
+        details, _ = _join(config, sources, first, made, encoder, directory)
+        samples = take_samples(BlockDataset(directory), encoder, _NUM_SAMPLES)
+    plan = {"parts": len(parts), "bytes": sum(part.num_bytes for part in parts)}
+    return Rehearsal({**plan, f"of the first {_SAMPLED:,} characters of each source": details}, samples)

@@ -32,8 +32,8 @@ def render_page(findings: Audit, tokenizer: str, base: str, advice: str) -> str:
         advice=advice,
         values=values,
         checks=_checks(values),
-        lengths=_bars(lengths),
-        frequencies=_bars(frequencies),
+        lengths=draw_bars(lengths),
+        frequencies=draw_bars(frequencies),
         samples=findings.worst,
         examples={name: lines for name, lines in values["examples"].items() if lines},
     )
@@ -70,7 +70,7 @@ def _checks(values: Mapping[str, Any]) -> list[tuple[str, str, int, str]]:
     ]
 
 
-def _bars(counts: Mapping[str, int]) -> str:
+def draw_bars(counts: Mapping[str, int]) -> str:
     """A bar chart as SVG; the labels of narrow bars are thinned out."""
     greatest = max(counts.values(), default=0) or 1
     step = _WIDTH / max(len(counts), 1)

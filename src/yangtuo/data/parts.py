@@ -1,0 +1,274 @@
+"""The corpus in parts: a part is read, filtered and tokenised on its own, by any process of any machine.
+
+A part is a run of files, or a range of one that can be divided (.jsonl by lines, .parquet by row groups); any other
+file is read as a stream, in one part, however large. Finished, it is a directory, written under another name first:
+
+    tokens.bin      the ids of its documents, BOS and EOS included
+    documents.bin   a `DOCUMENT` for each
+    sketches.bin    a `dedup.SKETCH` for each, where near-duplicates are looked for
+    account.json    its fingerprint, what filters removed, encodings, scripts
+
+The fingerprint covers the bytes that were read and all that decides what became of them: a part is used again
+when it is the same, and made again when it is not. This module does not know what becomes of parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import yangtuo
+from yangtuo.data.filters import Filters
+from yangtuo.data.part_writer import PartWriter
+from yangtuo.data.readers import Division, read_documents, record_text
+from yangtuo.data.records import (
+    RECORD_SUFFIXES,
+    TEXT_SUFFIXES,
+    detect_encoding,
+    is_compressed,
+    list_files,
+    open_parquet,
+    open_text,
+    read_records,
+    suffix,
+)
+from yangtuo.vocab.encoding import Encoder, load_encoder
+
+PART_SIZE = 8 << 20
+"""Bytes of a part, as far as files can be divided; more where there would be over 16,384 parts."""
+
+_MOST_PARTS = 1 << 14
+_STREAMED_ABOVE = 4 << 20  # bytes of a text file from which on its one document is read in fragments
+_FRAGMENT = 1 << 19  # characters
+_ALONE = 4 << 20  # bytes of a corpus that are read before other processes have started
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file, or the range [begin, end) of one as `read_records` takes it."""
+
+    file: Path
+    num_bytes: int
+    begin: int = 0
+    end: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of documents of one source."""
+
+    number: int
+    source: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(piece.num_bytes for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done with every part; travels to other processes."""
+
+    tokenizer: Path
+    tokenizer_fingerprint: str
+    division: Division
+    filters: Filters
+    sketched: bool
+    """Whether near-duplicates will be looked for."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of all that decides what becomes of a text."""
+        exam = self.filters.exam.fingerprint if self.filters.exam else None
+        settings = [self.tokenizer_fingerprint, self.division, self.filters.clean, exam, self.sketched]
+        return hashlib.sha256(json.dumps([yangtuo.__version__, *settings]).encode()).hexdigest()
+
+
+def plan_parts(sources: Sequence[Path], size: int | None = None) -> list[Part]:
+    """Divides the files of all sources, in their order, into parts of about `size` bytes.
+
+    The same files give the same parts on every machine, wherever they lie.
+    """
+    files = [list_files(source, (*TEXT_SUFFIXES, *RECORD_SUFFIXES)) for source in sources]
+    size = size or max(PART_SIZE, sum(file.stat().st_size for found in files for file in found) // _MOST_PARTS)
+    parts: list[Part] = []
+    for source, found in enumerate(files):
+        run: list[Piece] = []
+        for piece in (piece for file in found for piece in _divide(file, size)):
+            if run and sum(one.num_bytes for one in run) + piece.num_bytes > size:
+                parts.append(Part(len(parts), source, tuple(run)))
+                run = []
+            run.append(piece)
+        parts.append(Part(len(parts), source, tuple(run)))
+    return parts
+
+
+def _divide(file: Path, size: int) -> Iterator[Piece]:
+    num_bytes = file.stat().st_size
+    if num_bytes <= size or is_compressed(file):
+        yield Piece(file, num_bytes)
+    elif suffix(file) == ".parquet":
+        metadata = open_parquet(file).metadata
+        for group in range(metadata.num_row_groups):
+            yield Piece(file, metadata.row_group(group).total_byte_size, group, group + 1)
+    elif suffix(file) == ".jsonl" and detect_encoding(file) != "utf-16":
+        begin = 0
+        with file.open("rb") as stream:
+            while begin < num_bytes:
+                stream.seek(begin + size - 1)
+                stream.readline()
+                end = stream.tell() if begin + size < num_bytes else num_bytes
+                yield Piece(file, end - begin, begin, end)
+                begin = end
+    else:
+        yield Piece(file, num_bytes)
+
+
+def part_fingerprint(part: Part, treatment: Treatment) -> str:
+    """SHA-256 over the content of the part and its treatment, hexadecimal; the place of its files does not count."""
+    pieces = [[piece.file.name, piece.begin, piece.end, _hash_piece(piece)] for piece in part.pieces]
+    return hashlib.sha256(json.dumps([treatment.fingerprint, pieces]).encode()).hexdigest()
+
+
+def _hash_piece(piece: Piece) -> str:
+    if piece.end is None or suffix(piece.file) != ".jsonl":
+        found = piece.file.stat()
+        return _hash_range(piece.file, 0, found.st_size, found.st_mtime_ns)
+    return _hash_range(piece.file, piece.begin, piece.end, 0)
+
+
+@lru_cache(maxsize=16)
+def _hash_range(file: Path, begin: int, end: int, _modified: int) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        while begin < end and (data := stream.read(min(_CHUNK, end - begin))):
+            digest.update(data)
+            begin += len(data)
+    return digest.hexdigest()
+
+
+@dataclass
+class _Reading:
+    """A document as it is read: where it came from, and its text in fragments, to be taken before the next."""
+
+    encoding: str
+    fragments: Iterable[str] = field(repr=False)
+
+
+def _read(part: Part, division: Division) -> Iterator[_Reading]:
+    for piece in part.pieces:
+        if piece.end is not None:
+            for record in read_records(piece.file, piece.begin, piece.end):
+                yield _Reading(record.encoding, (record_text(record),))
+        elif division == "file" and suffix(piece.file) == ".txt" and piece.num_bytes > _STREAMED_ABOVE:
+            with open_text(piece.file) as (stream, encoding):
+                # A line longer than a fragment is cut where the fragment ends.
+                read = iter(lambda: stream.read(_FRAGMENT) + stream.readline(_FRAGMENT), "")
+                yield _Reading(encoding, read)
+        else:
+            for document in read_documents(piece.file, division):
+                yield _Reading(document.encoding, (document.text,))
+
+
+def make_part(
+    part: Part,
+    directory: Path,
+    treatment: Treatment,
+    encoder: Encoder,
+    num_threads: int | None = 1,
+    most: int | None = None,
+) -> Path:
+    """Makes the directory of a part below `directory`, unless it stands there; returns it.
+
+    `most` ends a part after the document that reaches so many characters: a sample, not to be kept.
+    """
+    final = directory / f"{part.number:06}"
+    fingerprint = part_fingerprint(part, treatment)
+    if final.is_dir():
+        if read_account(final)["fingerprint"] == fingerprint:
+            return final
+        shutil.rmtree(final)
+    work = directory / f".{part.number:06}.{os.getpid()}"
+    work.mkdir(parents=True)
+    with PartWriter(work, encoder, treatment.filters, treatment.sketched, num_threads) as writer:
+        for reading in _read(part, treatment.division):
+            writer.add(reading.fragments, reading.encoding)
+            if most is not None and writer.num_characters >= most:
+                break
+        writer.close(fingerprint)
+    work.rename(final)
+    return final
+
+
+def read_account(directory: Path) -> dict[str, Any]:
+    """What a finished part says of itself."""
+    account: dict[str, Any] = json.loads((directory / "account.json").read_text(encoding="utf-8"))
+    return account
+
+
+def make_parts(
+    parts: Sequence[Part], directory: Path, treatment: Treatment, encoder: Encoder, advance: Callable[[int], None]
+) -> list[Path]:
+    """Makes all parts on all cores, one process a core; `advance` is told the bytes of each as it is done.
+
+    Processes that are left over by a killed parent end by themselves.
+    """
+    directory.mkdir(exist_ok=True)
+    for leftover in directory.glob(".*"):
+        shutil.rmtree(leftover)
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_workers = min(num_cores, len(parts))
+    if num_workers < 2 or sum(part.num_bytes for part in parts) < _ALONE:
+        made = []
+        for part in parts:
+            made.append(make_part(part, directory, treatment, encoder, num_cores))
+            advance(part.num_bytes)
+        return made
+    context = multiprocessing.get_context("spawn")  # a fork would inherit the threads' locks of a library at work
+    before = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(num_workers, context, _begin, (directory, treatment)) as pool:
+        try:
+            tasks = [pool.submit(_make, part) for part in parts]
+            made = []
+            for part, task in zip(parts, tasks, strict=True):
+                made.append(task.result())
+                advance(part.num_bytes)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in set(multiprocessing.active_children()) - before:
+                process.terminate()
+            raise
+    return made
+
+
+_work: tuple[Path, Treatment, Encoder]
+
+
+def _begin(directory: Path, treatment: Treatment) -> None:
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends its children
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+    _work = directory, treatment, load_encoder(treatment.tokenizer)
+
+
+def _make(part: Part) -> Path:
+    directory, treatment, encoder = _work
+    return make_part(part, directory, treatment, encoder)
