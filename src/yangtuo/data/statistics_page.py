@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from yangtuo.vocab.audit_page import draw_bars
+from yangtuo.vocab.bars import draw_bars
 
 
 def write_page(directory: Path, totals: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
