@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -70,6 +70,20 @@ class _SlicedAttention(torch.autograd.Function):
             value_gradient.to(value.dtype).view(narrow),
             None,
         )
+
+
+def keep_documents_apart(model: PreTrainedModel) -> None:
+    """Makes documents whose position ids restart in a row blind to each other, whatever the caller says of the cache.
+
+    transformers builds the mask that separates them only where no cache is made; with one, which is its default even
+    in training, they see each other and nothing says so. Steps that continue a cache pass unchanged.
+    """
+
+    def without_new_cache(_module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        is_new = inputs.get("position_ids") is not None and inputs.get("past_key_values") is None
+        return args, {**inputs, "use_cache": False} if is_new else inputs
+
+    getattr(model, model.base_model_prefix).register_forward_pre_hook(without_new_cache, with_kwargs=True)
 
 
 def sliced_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

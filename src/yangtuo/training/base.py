@@ -72,6 +72,7 @@ def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> Pre
         }
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
     assert isinstance(model, PreTrainedModel)
+    attention.keep_documents_apart(model)
     use_sliced_loss(model)
     return model
 
