@@ -90,14 +90,18 @@ class Exam:
         return re.compile(rf"(?:\A|(?<=[{_ENDS}]))[ \t\u3000]*{_ITEM}?[^\w{_ENDS}]*_*{said}(?:[{_ENDS}]+|\Z)")
 
     def _without_lines(self, text: str) -> tuple[str, list[str]]:
-        spans = self._found(np.frombuffer(letter_bytes(text), dtype=np.uint8))
+        whole = np.frombuffer(letter_bytes(text), dtype=np.uint8)
+        spans = self._found(whole)
         if not spans:
             return text, []
         lines = text.split("\n")
         coded = [letter_bytes(line) for line in lines]
         ends = np.cumsum([len(line) for line in coded])
+        within = (whole & 0xC0) == 0x80  # a byte of a character that is not its first
         guilty: set[int] = set()
         for begin, end in spans:
+            while end < len(whole) and within[end]:
+                end -= 1  # part of a character says nothing about the line it stands in
             first, last = np.searchsorted(ends, [begin, end - 1], side="right")
             guilty.update(range(int(first), int(last) + 1))
         kept = [line for number, line in enumerate(lines) if number not in guilty]
