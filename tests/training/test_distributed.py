@@ -18,10 +18,18 @@ from yangtuo.stages import prepare
 from yangtuo.training.journal import read_metrics
 
 RUN = """
-import json, sys, warnings
+import json, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from yangtuo.cli import main
+from yangtuo.training import journal
 values = json.loads(sys.argv[1])
+if "kill_at" in values:
+    step, write = values.pop("kill_at"), journal.Journal.write
+    def write_and_die(self, number, row):
+        write(self, number, row)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    journal.Journal.write = write_and_die
 if values.get("sharding", "").startswith("zero"):
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first use for minutes; gloo will do
@@ -60,13 +68,13 @@ def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.Temp
     }
 
 
-def run(values: dict, output: Path, num_processes: int) -> dict[int, float]:
-    """Trains in `num_processes` processes over gloo; returns the loss of every step."""
+def launch(values: dict, output: Path, num_processes: int) -> subprocess.CompletedProcess[str]:
+    """Trains in `num_processes` processes over gloo."""
     script = output.parent / "run.py"
     script.write_text(RUN, encoding="utf-8")
     settings = json.dumps({**values, "output": str(output)})
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launcher, str(script), settings],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -74,7 +82,16 @@ def run(values: dict, output: Path, num_processes: int) -> dict[int, float]:
         check=False,
         timeout=240,
     )
+
+
+def run(values: dict, output: Path, num_processes: int) -> dict[int, float]:
+    """The loss of every step of a run that succeeds."""
+    done = launch(values, output, num_processes)
     assert done.returncode == 0, done.stderr[:6000]
+    return losses_of(output)
+
+
+def losses_of(output: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in read_metrics(output) if "loss" in row}
 
 
@@ -98,3 +115,21 @@ def test_two_processes_train_what_one_does(values: dict, single, sharding: str, 
         assert tensor.shape == found[name].shape
         torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-3)
     assert not (output / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("sharding", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+def test_a_sharded_run_that_was_killed_goes_on(values: dict, single, sharding: str, tmp_path: Path) -> None:
+    """A node that dies takes the steps since the last checkpoint with it, and nothing else."""
+    losses, whole = single
+    output = tmp_path / "adapter"
+    killed = launch({**values, "sharding": sharding, "kill_at": 6}, output, 2)
+    assert killed.returncode != 0
+    assert not output.exists()
+    assert [path.name for path in tmp_path.glob(".adapter.partial/checkpoints/*")] == ["checkpoint-4"]
+    resumed = launch({**values, "sharding": sharding}, output, 2)
+    assert resumed.returncode == 0, resumed.stderr[:6000]
+    assert "resuming after step 4" in resumed.stderr
+    assert losses_of(output) == pytest.approx(losses, rel=2e-4)
+    expected, found = (load_file(path / "adapter_model.safetensors") for path in (whole, output))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-3)
