@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -158,14 +158,22 @@ class Template:
 
     def _runs(self, encoder: Encoder, messages: Sequence[Message], answering: bool) -> list[_Run]:
         controls = _controls(encoder)
-        rendered = _render(
-            self.jinja, tuple(message.role for message in messages), answering, controls.bos, controls.eos
-        )
-        return _split(rendered, [message.content for message in messages], controls)
+        roles = tuple(message.role for message in messages)
+        rendered = _render(self.jinja, roles, answering, controls.bos, controls.eos)
+        runs = _split(rendered, dict(enumerate(message.content for message in messages)), controls)
+        if self.name in _KNOWN:
+            return runs
+        # A model's own template may look into messages: cut a "</think>" off, say. Then it has to see them.
+        shown = _render_text(self.jinja, messages, answering, controls.bos, controls.eos)
+        if shown == "".join(run.text for run in runs):
+            return runs
+        hidden = [Message(message.role, controls.hide(message.content)) for message in messages]
+        rendered = _render_text(self.jinja, hidden, answering, controls.bos, controls.eos)
+        return _split(rendered, dict(enumerate(controls.hidden)), controls)
 
     def _stop_ids(self, controls: _Controls) -> tuple[int, ...]:
         rendered = _render(self.jinja, ("user", "assistant"), False, controls.bos, controls.eos)
-        behind = _split(rendered[rendered.rindex(_MARK_BEGIN) :], ["", ""], controls)
+        behind = _split(rendered[rendered.rindex(_MARK_BEGIN) :], {0: "", 1: ""}, controls)
         found = [run.control for run in behind if run.control is not None][:1]
         return tuple(dict.fromkeys(found + ([controls.eos_id] if controls.eos_id is not None else [])))
 
@@ -188,6 +196,16 @@ class _Controls:
     eos: str
     eos_id: int | None
 
+    @cached_property
+    def hidden(self) -> list[str]:
+        """What must not stand in a message while a template is rendered: control tokens' texts, and our marks."""
+        return [*self.ids, _MARK_BEGIN, _MARK_END]
+
+    def hide(self, text: str) -> str:
+        """The text with marks in the place of what is `hidden`; they count in its order."""
+        found = re.compile("|".join(map(re.escape, self.hidden)))
+        return found.sub(lambda one: f"{_MARK_BEGIN}{self.hidden.index(one[0])}{_MARK_END}", text)
+
 
 _CONTROLS: dict[tuple[str, int | None, int | None], _Controls] = {}
 
@@ -209,11 +227,13 @@ def _controls(encoder: Encoder) -> _Controls:
 @lru_cache(maxsize=1024)
 def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
     """The conversation with a mark for each message; the marks' blanks show whether the template trims."""
-    messages = [
-        {"role": role, "content": f"{_BLANK}{_MARK_BEGIN}{index}{_MARK_END}{_BLANK}"}
-        for index, role in enumerate(roles)
-    ]
-    return _compile(jinja).render(messages=messages, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
+    marks = [Message(role, f"{_BLANK}{_MARK_BEGIN}{at}{_MARK_END}{_BLANK}") for at, role in enumerate(roles)]
+    return _render_text(jinja, marks, answering, bos, eos)
+
+
+def _render_text(jinja: str, messages: Sequence[Message], answering: bool, bos: str, eos: str) -> str:
+    turns = [vars(message) for message in messages]
+    return _compile(jinja).render(messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
 
 
 @lru_cache(maxsize=32)
@@ -236,8 +256,8 @@ def _refuse(message: str) -> NoReturn:
     raise DataError(f"the chat template refuses these messages: {message}")
 
 
-def _split(rendered: str, contents: Sequence[str], controls: _Controls) -> list[_Run]:
-    """Runs of text, and the control tokens that the template itself writes between them."""
+def _split(rendered: str, contents: Mapping[int, str], controls: _Controls) -> list[_Run]:
+    """Runs of text, marks replaced by their `contents`, and the control tokens that the template itself writes."""
     runs: list[_Run] = []
     text = ""
     at = 0
