@@ -43,7 +43,7 @@ def run(config: PrepareConfig) -> Artifact | Rehearsal:
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     encoder = _load(config, tokenizer)
     sources = [split_source(source) for source in config.source]
-    parts = plan_parts([locate(source.path) for source in sources])
+    parts = plan_parts([locate(source.path, is_data=True) for source in sources])
     treatment = _treatment(config, tokenizer, encoder)
     if config.dry_run:
         return _rehearse(config, sources, parts, treatment, encoder)
@@ -77,7 +77,7 @@ def _load(config: PrepareConfig, tokenizer: Artifact) -> Encoder:
 
 
 def _treatment(config: PrepareConfig, tokenizer: Artifact, encoder: Encoder) -> Treatment:
-    passages = (passage for path in config.decontaminate for passage in read_passages(locate(path)))
+    passages = (passage for path in config.decontaminate for passage in read_passages(locate(path, is_data=True)))
     filters = Filters(config.clean, read_exam(passages) if config.decontaminate else None)
     return Treatment(tokenizer.path, encoder.fingerprint, config.documents, filters, config.dedup == "near")
 
