@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from yangtuo.config import TokenizerTrainConfig
+from yangtuo.data.corpus import sampled_texts
 from yangtuo.errors import FileError, OutputError, UserError, VocabularyError
 from yangtuo.stages import tokenizer_train
 from yangtuo.vocab.merge import ordered_pieces
@@ -56,13 +58,13 @@ def test_a_corpus_above_the_budget_is_sampled_from_every_part(pico_tokenizer: Pa
     size = sum(file.stat().st_size for file in corpus.iterdir())
     pieces = train(pico_tokenizer, corpus, tmp_path / "out", size=7, sample_bytes=size // 4)
     assert {"甲乙", "丙丁"} <= set(pieces)
-    texts = list(tokenizer_train._sampled_texts([corpus], size // 4))
+    texts = list(sampled_texts([corpus], size // 4))
     assert sum(len(text.encode()) for text in texts) <= size // 4 and len(texts) == 10
 
 
 def test_a_large_file_gives_its_beginning(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("小镇\n" * 1_000_000, encoding="utf-8")
-    texts = list(tokenizer_train._sampled_texts([tmp_path / "a.txt"], 2_000_000))
+    texts = list(sampled_texts([tmp_path / "a.txt"], 2_000_000))
     assert len(texts) == 1 and 1_999_000 < len(texts[0].encode()) <= 2_000_000 and texts[0].endswith("小镇")
 
 
@@ -74,6 +76,8 @@ def test_dry_run_measures_and_writes_nothing(pico_tokenizer: Path, tmp_path: Pat
     result = tokenizer_train.run(config)
     assert isinstance(result, dict)
     assert result["chars_per_token"] > 1.25 * result["base_chars_per_token"] and result["pays"]
+    short = tokenizer_train.run(dataclasses.replace(config, training_tokens=100))
+    assert isinstance(short, dict) and not short["pays"] and "100 tokens are 6.7" in short["advice"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -98,7 +102,12 @@ def test_bases_that_cannot_be_extended_are_refused(shared_data: Path, tmp_path: 
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n##s\n", encoding="utf-8")
     with pytest.raises(VocabularyError, match="unigram"):
         train(shared_data / "tokenizers/chinese_sp.model", tmp_path / "a.txt", tmp_path / "out")
-    with pytest.raises(FileError, match=r"vocab\.txt is not a SentencePiece model"):
+    with pytest.raises(FileError, match=r"vocab\.txt is not a SentencePiece model(.|\n)*WordPiece"):
         train(tmp_path / "vocab.txt", tmp_path / "a.txt", tmp_path / "out")
+    model = (shared_data / "tokenizers/llama/tokenizer.model").read_bytes()
+    for size in (0, 1000, len(model) // 2, 499_437, len(model) - 40):  # within pieces, behind them, within settings
+        (tmp_path / "cut.model").write_bytes(model[:size])
+        with pytest.raises(FileError, match=rf"cut\.model is not(.|\n)*{size:,} bytes"):
+            train(tmp_path / "cut.model", tmp_path / "a.txt", tmp_path / "out")
     with pytest.raises(OutputError):
         train(shared_data / "tokenizers/llama", tmp_path / "a.txt", tmp_path / "a.txt")
