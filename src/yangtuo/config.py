@@ -69,6 +69,8 @@ class TokenizerTrainConfig(StageConfig):
     """At most this many bytes of text are read into memory; larger corpora are sampled evenly."""
     dry_run: Annotated[bool, HOW] = False
     """Only say what would be learned and whether expansion is likely to pay."""
+    training_tokens: Annotated[Positive | None, HOW] = None
+    """With --dry-run: how many tokens of training are planned, so that it says whether they are enough."""
 
 
 @Parameter(name="*")
@@ -114,6 +116,8 @@ class TokenizerAuditConfig(StageConfig):
     """The directory for audit.json and index.html; without it the findings are only printed."""
     script: Words = ("Han",)
     """Unicode scripts of the new pieces; lines of other scripts should not have changed; repeatable."""
+    training_tokens: Positive | None = None
+    """How many tokens of training are planned, so that the advice says whether they are enough."""
 
 
 @Parameter(name="*")

@@ -95,3 +95,19 @@ def test_a_base_that_is_none_is_refused(pico_tokenizer: Path, pico_byte_level: P
     config = TokenizerAuditConfig(tokenizer=str(pico_tokenizer), base=str(pico_byte_level), text=texts)
     with pytest.raises(VocabularyError, match="does not extend"):
         tokenizer_audit.run(config)
+
+
+def test_tokenizers_that_do_not_merge_are_refused(shared_data: Path, tmp_path: Path, texts: tuple[str, str]) -> None:
+    """Another engine's reading of a unigram model as BPE would show disagreement on every line."""
+    path = str(shared_data / "tokenizers/chinese_sp.model")
+    with pytest.raises(VocabularyError, match="does not cut by merges"):
+        tokenizer_audit.run(TokenizerAuditConfig(tokenizer=path, base=path, text=texts))
+    assert {entry.name for entry in tmp_path.iterdir()} == {"en.txt", "zh.txt"}
+
+
+def test_planned_training_enters_the_advice(pico_tokenizer: Path, tmp_path: Path, texts: tuple[str, str]) -> None:
+    tokenizer = merged(pico_tokenizer, tmp_path / "work", "faithful")
+    for tokens, pays in ((100, False), (1_000_000, True)):
+        config = TokenizerAuditConfig(tokenizer=tokenizer, base=str(pico_tokenizer), text=texts, training_tokens=tokens)
+        values = tokenizer_audit.run(config)
+        assert isinstance(values, dict) and ("unlikely to pay with this training" in values["advice"]) is not pays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from yangtuo.config import TokenizerMergeConfig, TokenizerTrainConfig
 from yangtuo.errors import LineageError, VocabularyError
 from yangtuo.stages import tokenizer_merge, tokenizer_train
 from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.pieces import sentencepiece_pieces
 
 TEXT = "小河流过小镇，小镇的人爱小河。\n小镇的人说：小河流过小镇。\n" * 6
 
@@ -101,6 +103,19 @@ def test_pieces_of_the_other_family_are_refused(pico_tokenizer: Path, pico_byte_
             )
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_pieces_that_are_special_tokens_are_refused(pico_tokenizer: Path, tmp_path: Path) -> None:
+    """They would give the base's </s> a second way to be met, from text."""
+    (tmp_path / "pieces.model").write_bytes(sentencepiece_pieces(["小镇", "</s>", "<0x41>"]))
+    config = TokenizerMergeConfig(
+        base=str(pico_tokenizer), pieces=str(tmp_path / "pieces.model"), output=tmp_path / "out"
+    )
+    with pytest.raises(VocabularyError, match=r"special tokens(.|\n)*</s>, <0x41>"):
+        tokenizer_merge.run(config)
+    with pytest.raises(VocabularyError, match=r"exist already(.|\n)*<s>"):
+        tokenizer_merge.run(dataclasses.replace(config, pieces=str(pico_tokenizer), add_token=("<s>",)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pieces.model"]
 
 
 def test_an_adapter_is_no_tokenizer(tmp_path: Path, pico_tokenizer: Path) -> None:

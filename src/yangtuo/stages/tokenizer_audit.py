@@ -70,7 +70,8 @@ def _documents(file: Path, name: str) -> Iterator[str]:
 def _advice(findings: Audit, config: TokenizerAuditConfig) -> str:
     own = [findings.by_script[name].to_dict() for name in config.script if name in findings.by_script]
     best = max(own, key=lambda row: row["characters"], default={"base_chars_per_token": 0.0, "chars_per_token": 0.0})
-    return advise(best["base_chars_per_token"], best["chars_per_token"], findings.new_pieces).text
+    rates = best["base_chars_per_token"], best["chars_per_token"]
+    return advise(*rates, findings.new_pieces, config.training_tokens).text
 
 
 def _report(findings: Audit) -> None:

@@ -49,7 +49,7 @@ def _require_new(config: TokenizerMergeConfig, outcome: Outcome) -> None:
     if not outcome.added:
         raise VocabularyError(
             f"{config.pieces} holds no new piece in {' or '.join(config.script)}",
-            found=f"{len(outcome.out_of_script):,} pieces of other characters",
+            found=f"{len(outcome.out_of_script):,} pieces of other characters, and pieces that the base has",
             expected="pieces of the wanted script that the base lacks; see --script",
         )
 

@@ -122,14 +122,14 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
     longer cut as the base cuts it. Lines are compared without their line ends. Raises `VocabularyError` where
     `tokenizer` does not extend `base`.
     """
-    new, old, other = load_encoder(tokenizer), load_encoder(base), other_engine(tokenizer)
+    new, old = load_encoder(tokenizer), load_encoder(base)
     if new.pieces[: old.vocabulary_size] != old.pieces:
         raise VocabularyError(
             f"{tokenizer} does not extend {base}",
             found=f"{new.vocabulary_size:,} pieces whose first {old.vocabulary_size:,} are not the base's",
             expected="the tokenizer that it was made from as --base",
         )
-    found = Audit()
+    found, other = Audit(), other_engine(tokenizer)
     used: Counter[int] = Counter()
     spans = _Spans(new, scripts), _Spans(old, scripts)
     for label, some in texts.items():

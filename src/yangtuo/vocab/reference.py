@@ -18,16 +18,29 @@ from typing import Any
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
+from yangtuo.errors import VocabularyError
 from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE
-from yangtuo.vocab.encoding import Family, load_encoder, read_fast_json
+from yangtuo.vocab.encoding import Family, is_sentencepiece, load_encoder, read_fast_json
 from yangtuo.vocab.engines import FastEngine
+from yangtuo.vocab.sentencepiece_model import is_bpe, read_model
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
 def other_engine(path: Path) -> Encode:
-    """Ids of texts by an engine that `load_encoder` does not use for the tokenizer at `path`."""
-    if load_encoder(path).family is Family.BYTE_LEVEL:
+    """Ids of texts by an engine that `load_encoder` does not use for the tokenizer at `path`.
+
+    Raises `VocabularyError` for models that do not merge: no other engine of theirs is at hand.
+    """
+    model = path / MODEL_FILE if path.is_dir() else path
+    family = load_encoder(path).family
+    if family is Family.OTHER or (is_sentencepiece(model) and not is_bpe(read_model(model))):
+        raise VocabularyError(
+            f"{path} cannot be audited",
+            found="a tokenizer that does not cut by merges (unigram, WordPiece)",
+            expected="a SentencePiece BPE model or a byte-level BPE tokenizer",
+        )
+    if family is Family.BYTE_LEVEL:
         return _merge_by_merge(read_fast_json(path / FAST_FILE if path.is_dir() else path))
     engine = FastEngine(json.loads(_as_transformers_loads(path)))
     return lambda texts: engine.encode_batch(texts, None)

@@ -32,9 +32,9 @@ def parse_model(data: bytes, name: str) -> Any:
         if complete:
             load_processor(proto)
     except (DecodeError, RuntimeError, ValueError) as error:
-        raise _not_a_model(name, len(data), str(error).strip().splitlines()[-1]) from error
+        raise _not_a_model(name, data, str(error).strip().splitlines()[-1]) from error
     if not complete:
-        raise _not_a_model(name, len(data), "no trainer settings or no pieces: cut short, or another format")
+        raise _not_a_model(name, data, "no trainer settings or no pieces: cut short, or another format")
     return proto
 
 
@@ -43,10 +43,12 @@ def read_model(path: Path) -> Any:
     return parse_model(path.read_bytes(), str(path))
 
 
-def _not_a_model(name: str, size: int, reason: str) -> FileError:
+def _not_a_model(name: str, data: bytes, reason: str) -> FileError:
+    if b"[UNK]\n" in data:
+        reason = "lines of a WordPiece vocabulary, which has no merges to continue"
     return FileError(
         f"{name} is not a SentencePiece model",
-        found=f"{size:,} bytes; {reason}",
+        found=f"{len(data):,} bytes; {reason}",
         expected="a whole tokenizer.model as SentencePiece writes it",
         run=f"ls -l {name}, and fetch the file again",
     )
