@@ -12,12 +12,12 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from yangtuo.data.dedup import letters
+from yangtuo.data.dedup import letter_table, letters
 
 WINDOW = 48
 """Bytes in a row that betray a passage."""
@@ -35,7 +35,7 @@ _ITEM = (
 _FILLED = re.compile(r"[(（\[][ ]?[A-Za-z]{1,4}[ ]?[)）\]]\W*$")  # an answer where a blank was
 _LONGEST_SENTENCE = 60  # characters of one that may be a short question, punctuation and all
 _PRIME = 0x100000001B3
-_FILTER_BITS = 20
+_FILTER_BITS = 22
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -70,7 +70,8 @@ class Exam:
 
         def removed(match: re.Match[str]) -> str:
             said = match["said"]
-            if not {letter_bytes(said), letter_bytes(_FILLED.sub("", said))} & self.sentences:
+            filled = _FILLED.search(said)
+            if not (_plain(said) in self.sentences or (filled and _plain(said[: filled.start()]) in self.sentences)):
                 return match[0]
             found.append(match[0].strip())
             return ""
@@ -151,6 +152,17 @@ def read_exam(passages: Iterable[tuple[str, bool]]) -> Exam:
 def letter_bytes(text: str) -> bytes:
     """The letters and digits of `text` as UTF-8, what passages are compared by."""
     return letters(text).astype("<u4").tobytes().decode("utf-32-le", "ignore").encode()
+
+
+def _plain(text: str) -> bytes:
+    """The same as `letter_bytes`, faster for a sentence."""
+    return _signs().sub("", text.lower()).encode(errors="ignore")
+
+
+@lru_cache(maxsize=1)
+def _signs() -> re.Pattern[str]:
+    codes = (chr(code) for code, is_letter in enumerate(letter_table()) if not is_letter)
+    return re.compile(f"[{''.join(map(re.escape, codes))}]+")
 
 
 def _windows(whole: npt.NDArray[np.uint8], length: int) -> Hashes:

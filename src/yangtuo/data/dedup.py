@@ -42,12 +42,12 @@ def content_hash(text: str) -> bytes:
 def letters(text: str) -> npt.NDArray[np.uint32]:
     """The code points of `text` in lower case, without blanks, control characters and common punctuation."""
     codes = np.frombuffer(text.lower().encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    kept: npt.NDArray[np.uint32] = codes[_letter_table()[np.minimum(codes, 0xFFFF)]]
+    kept: npt.NDArray[np.uint32] = codes[letter_table()[np.minimum(codes, 0xFFFF)]]
     return kept
 
 
 @lru_cache(maxsize=1)
-def _letter_table() -> npt.NDArray[np.bool_]:
+def letter_table() -> npt.NDArray[np.bool_]:
     """True for every code point of the first plane but blanks, controls and common punctuation."""
     table = np.ones(1 << 16, dtype=bool)
     punctuation = ((0, 0x30), (0x3A, 0x61), (0x7B, 0xC0), (0x2000, 0x2070), (0x3000, 0x3040))
