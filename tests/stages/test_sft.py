@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from yangtuo import cli
 from yangtuo.artifacts import Artifact, open_artifact
 from yangtuo.config import PrepareConfig, SftConfig
+from yangtuo.data.preview import Rehearsal
 from yangtuo.data.template import get_template
 from yangtuo.errors import ConfigError
 from yangtuo.stages import prepare, sft
@@ -119,6 +120,9 @@ def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(
     assert "empty answer  1\n" in shown and "── document 1: " in shown
 
     assert cli.invoke(arguments) == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'rows.json'}: 31 Alpaca\n30 of 31 rows are learned from\n" in said
+    assert f"dropped: 1 empty answer, such as {example}\n" in said
     manifest = open_artifact(tmp_path / "out").manifest
     assert manifest is not None
     made = manifest.details
@@ -126,3 +130,32 @@ def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(
     assert made["steps"] == told["plan"]["steps"] and made["tokens"] == told["plan"]["tokens"]
     trained = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "adapter_model.safetensors").values())
     assert trained == told["plan"]["trainable"]["lora"] + told["plan"]["trainable"]["embeddings"]
+
+
+def test_a_dry_run_counts_an_earlier_adapter_and_replay(
+    tuned: Artifact, pico_model: Path, conversations: Path, tmp_path: Path
+) -> None:
+    """The shape of an earlier adapter holds, whatever the options say, and replayed blocks are steps too."""
+    (tmp_path / "prose.txt").write_text("The cat sat on the mat. " * 200, encoding="utf-8")
+    source, data = (f"en={tmp_path / 'prose.txt'}",), tmp_path / "data"
+    prepare.run(PrepareConfig(source=source, tokenizer=str(pico_model), block_size=192, held_out=0.0, output=data))
+    config = SftConfig(
+        model=str(pico_model),
+        data=(str(conversations),),
+        adapter=str(tuned.path),
+        replay=f"{data}:2",
+        max_length=192,
+        rank=64,
+        epochs=4,
+        batch_size=1,
+        dtype="float32",
+        dry_run=True,
+        output=tmp_path / "out",
+    )
+    told = sft.run(config)
+    assert isinstance(told, Rehearsal)
+    plan = told.figures["plan"]
+    assert plan["replayed_blocks"] == 2 * plan["blocks"] and plan["steps"] == 4 * 3 * plan["blocks"]
+    trained = sum(tensor.numel() for tensor in load_file(tuned.path / "adapter_model.safetensors").values())
+    assert plan["trainable"]["lora"] + plan["trainable"]["embeddings"] == trained
+    assert not config.output.exists()

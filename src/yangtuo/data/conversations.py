@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -76,6 +76,17 @@ class Account:
             "examples": self.examples,
             "cut": dict(self.cut),
         }
+
+
+def account_lines(account: Mapping[str, Any]) -> list[str]:
+    """What `Account.to_dict` gives, in words: the shapes recognised, what was dropped with an example, what was cut."""
+    lines = [f"{file}: {_counts(shapes)}" for file, shapes in account["shapes"].items()]
+    lines.append(f"{account['kept']:,} of {account['rows']:,} rows are learned from")
+    lines += [
+        f"dropped: {number:,} {reason}, such as {account['examples'][reason][0]}"
+        for reason, number in account["dropped"].items()
+    ]
+    return lines + ([f"shortened: {_counts(account['cut'])}"] if account["cut"] else [])
 
 
 class UnusableError(Exception):
@@ -204,8 +215,8 @@ def _require_usable(conversation: Conversation) -> None:
         raise UnusableError("a system message after the first")
 
 
-def _counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {name}" for name, number in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def encode_to_fit(

@@ -19,7 +19,7 @@ from yangtuo import console
 from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
 from yangtuo.config import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
-from yangtuo.data.conversations import build_blocks
+from yangtuo.data.conversations import account_lines, build_blocks
 from yangtuo.data.preview import Rehearsal, take_samples
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
@@ -131,6 +131,8 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     account = _build(config, directory, template, encoder)
+    for line in account_lines(account):
+        console.note(line)
     account_file.write_text(json.dumps(account, ensure_ascii=False), encoding="utf-8")
     return account
 

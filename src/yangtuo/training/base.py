@@ -48,8 +48,10 @@ def outline(
         )
         if earlier is None:
             return adapter.attach(empty, _shape(model, stop_ids, options))
+        shape = PeftConfig.from_pretrained(earlier.path)
+        shape.inference_mode = False
         with adapter.quiet_peft():
-            return PeftModel(empty, PeftConfig.from_pretrained(earlier.path, inference_mode=False))
+            return PeftModel(empty, shape)
 
 
 def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
