@@ -66,8 +66,13 @@ def test_a_faithful_merge_has_zeros(pico_tokenizer: Path, tmp_path: Path, texts:
 def test_the_published_recipes_damage_is_found(pico_tokenizer: Path, tmp_path: Path, texts: tuple[str, str]) -> None:
     """10 becomes one token in English and in Chinese lines; 小河流过 can never be reached."""
     tokenizer = merged(pico_tokenizer, tmp_path / "work", "published")
-    values = tokenizer_audit.run(TokenizerAuditConfig(tokenizer=tokenizer, base=str(pico_tokenizer), text=texts))
-    assert isinstance(values, dict)
+    config = TokenizerAuditConfig(tokenizer=tokenizer, base=str(pico_tokenizer), text=texts, output=tmp_path / "audit")
+    tokenizer_audit.run(config)
+    values = json.loads((tmp_path / "audit/audit.json").read_text(encoding="utf-8"))
+    page = (tmp_path / "audit/index.html").read_text(encoding="utf-8")
+    assert '<span class="marked">10</span>' in page and '<span class="marked">0</span>' in page
+    assert "\ufffd" not in page and "<span>\u2581the cat</span>" in page
+    assert values["examples"]["leading_blank_pieces"] == ["\u2581the cat"]
     assert "小河流过" in values["examples"]["dead_pieces"]
     assert set(values["examples"]["changed_lines"]) == {"  sat   on 10 mats", "在1998年，小镇 the cat 有10人。"}
     assert values["changed_lines"] == 2

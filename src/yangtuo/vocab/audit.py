@@ -22,9 +22,10 @@ from yangtuo.vocab.scripts import BLANK, Scripts
 _BATCH = 4096  # lines encoded at once
 _NUM_WORST = 20
 _NUM_LISTED = 1000
+_LONGEST_SHOWN = 400  # characters or pieces of a line
 _SCRIPTS = ("Han", "Latin", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Thai", "Devanagari")
 _LETTERS = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in _SCRIPTS))
-_PLAIN = regex.compile(r"[\p{Script=Latin}\p{Nd}!-~]")  # letters, digits and signs of English and of code
+PLAIN = regex.compile(r"[\p{Script=Latin}\p{Nd}!-~]")  # letters, digits and signs of English and of code
 _BYTE_PIECE = regex.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -53,7 +54,7 @@ class Amount:
 
 @dataclass(frozen=True)
 class Sample:
-    """A line worth looking at, cut by both tokenizers."""
+    """A line worth looking at, cut in two ways: by the base or another engine, and by the tokenizer."""
 
     text: str
     base: list[str]
@@ -68,8 +69,8 @@ class Audit:
     total: Amount = field(default_factory=Amount)
     by_script: dict[str, Amount] = field(default_factory=dict)
     by_file: dict[str, Amount] = field(default_factory=dict)
-    changed: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
+    changed: list[Sample] = field(default_factory=list)
+    mismatched: list[Sample] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     num_changed: int = 0
     num_mismatched: int = 0
@@ -105,8 +106,8 @@ class Audit:
             "piece_lengths": {str(key): self.lengths[key] for key in sorted(self.lengths)},
             "piece_frequencies": {str(key): self.frequencies[key] for key in sorted(self.frequencies)},
             "examples": {
-                "changed_lines": self.changed,
-                "engine_mismatch_lines": self.mismatched,
+                "changed_lines": [sample.text for sample in self.changed],
+                "engine_mismatch_lines": [sample.text for sample in self.mismatched],
                 "round_trip_failures": self.broken,
                 "dead_pieces": self.dead[:_NUM_LISTED],
                 "lost_pieces": self.lost[:_NUM_LISTED],
@@ -141,24 +142,20 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
                 script = _dominant_script(text)
                 for counted in (amount, found.total, found.by_script.setdefault(script, Amount())):
                     counted.add(text, one, before)
-                _judge_line(found, text, one, engine, new)
-                if one != before and _PLAIN.search(text) and not spans[1].plain(before) <= spans[0].all(one):
+                if engine != one:
+                    found.num_mismatched += 1
+                    _keep(found.mismatched, text, one, engine, (new, new))
+                if new.decode(one) != text:
+                    found.num_broken += 1
+                    found.broken += [text[:_LONGEST_SHOWN]] if len(found.broken) < _NUM_WORST else []
+                if one != before and PLAIN.search(text) and not spans[1].plain(before) <= spans[0].all(one):
                     found.num_changed += 1
-                    _keep(found.changed, text)
+                    _keep(found.changed, text, one, before, (new, old))
                 if len(before) > 8 and len(text) <= 200 and scripts.share(text) > 0.5:
                     _keep_worst(found, text, one, before, (new, old))
             found.num_lines += len(lines)
     _judge_pieces(found, new, old, used)
     return found
-
-
-def _judge_line(found: Audit, text: str, ids: list[int], engine: list[int], encoder: Encoder) -> None:
-    if engine != ids:
-        found.num_mismatched += 1
-        _keep(found.mismatched, text)
-    if encoder.decode(ids) != text:
-        found.num_broken += 1
-        _keep(found.broken, text)
 
 
 def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) -> None:
@@ -170,8 +167,8 @@ def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) 
         if new.split_piece(new.pieces[index]) != [index]:
             found.dead.append(text)
         if text.startswith(" "):
-            found.leading_blank.append(text)
-        length = len(text)
+            found.leading_blank.append(BLANK + text[1:])
+        length = len(_bytes(new, index).decode("utf-8", errors="replace"))
         found.lengths[length] = found.lengths.get(length, 0) + 1
         power = used[index].bit_length() - 1
         if power < 0:
@@ -191,7 +188,7 @@ class _Spans:
         data = [_bytes(encoder, index) for index in range(encoder.vocabulary_size)]
         self._lengths = [len(one) for one in data]
         texts = [one.decode("utf-8", errors="replace") for one in data]
-        self._plain = [bool(_PLAIN.search(text)) and not scripts.own.search(text) for text in texts]
+        self._plain = [bool(PLAIN.search(text)) and not scripts.own.search(text) for text in texts]
 
     def all(self, ids: Sequence[int]) -> set[tuple[int, int]]:
         """Offset and id of every piece."""
@@ -215,8 +212,8 @@ def _bytes(encoder: Encoder, index: int) -> bytes:
 
 
 def readable(encoder: Encoder, index: int) -> str:
-    """A piece as text; bytes that are no whole character show as U+FFFD."""
-    return _bytes(encoder, index).decode("utf-8", errors="replace")
+    """A piece as text; bytes that are no whole character are written like \\xe4."""
+    return _bytes(encoder, index).decode("utf-8", errors="backslashreplace")
 
 
 def _dominant_script(text: str) -> str:
@@ -224,21 +221,28 @@ def _dominant_script(text: str) -> str:
     return str(counts.most_common(1)[0][0]) if counts else "no letters"
 
 
-def _keep(kept: list[str], text: str) -> None:
+def _keep(
+    kept: list[Sample], text: str, ids: Sequence[int], other_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
+) -> None:
     if len(kept) < _NUM_WORST:
-        kept.append(text[:400])
+        kept.append(_sample(text, ids, other_ids, encoders))
+
+
+def _sample(text: str, ids: Sequence[int], other_ids: Sequence[int], encoders: tuple[Encoder, Encoder]) -> Sample:
+    """The line cut in both ways, its end left off where it is long."""
+    new, other = encoders
+    before = [readable(other, index) for index in other_ids[:_LONGEST_SHOWN]]
+    return Sample(text[:_LONGEST_SHOWN], before, [readable(new, index) for index in ids[:_LONGEST_SHOWN]])
 
 
 def _keep_worst(
     found: Audit, text: str, ids: Sequence[int], base_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
 ) -> None:
     """Keeps the lines whose number of tokens fell least."""
-    new, old = encoders
     gain = len(ids) / len(base_ids)
     least = found.worst[-1] if len(found.worst) == _NUM_WORST else None
     if least is None or gain > len(least.tokens) / len(least.base):
-        tokens = [readable(new, index) for index in ids]
-        found.worst.append(Sample(text, [readable(old, index) for index in base_ids], tokens))
+        found.worst.append(_sample(text, ids, base_ids, encoders))
         found.worst.sort(key=lambda sample: -len(sample.tokens) / len(sample.base))
         del found.worst[_NUM_WORST:]
 
