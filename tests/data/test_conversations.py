@@ -12,7 +12,7 @@ import pytest
 
 from yangtuo.data.blocks import BlockDataset
 from yangtuo.data.conversations import Account, build_blocks, encode_to_fit, read_conversations
-from yangtuo.data.template import Message, Role, get_template
+from yangtuo.data.template import Message, Role, Template, get_template
 from yangtuo.errors import DataError, FileError
 from yangtuo.vocab.encoding import load_encoder
 
@@ -126,6 +126,24 @@ def test_every_dropped_row_is_accounted_for(tmp_path: Path, pico_tokenizer: Path
     assert account["dropped"] == dict.fromkeys(reasons, 1)
     assert (account["rows"], account["kept"], account["conversations"]) == (6, 1, 3)
     assert account["examples"]["no answer after cutting"][0].startswith(f'{path}#6: {{"instruction": "b"')
+
+
+def test_rows_that_the_template_refuses_are_dropped_not_the_run(tmp_path: Path, pico_tokenizer: Path) -> None:
+    """One system message among a million rows must not end a run whose model's template knows none."""
+    jinja = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}"
+        "{% endif %}{{ m.content + (eos_token if m.role == 'assistant' else ' ') }}{% endfor %}"
+    )
+    rows = [{"instruction": "q", "output": "a"}, {"instruction": "r", "output": "a", "system": "s"}]
+    path, encoder = written(tmp_path / "rows.json", rows), load_encoder(pico_tokenizer)
+    account = build_blocks(tmp_path, [(path, 1.0)], Template("model", jinja), encoder, 64)
+    assert account["dropped"] == {"the chat template refuses these messages: no system here": 1}
+    assert account["kept"] == 1
+    broken = Template("model", "{{ messages[0].content + 1 }}")
+    with pytest.raises(
+        DataError, match=r"no conversation is left[\s\S]*2 the chat template cannot write these messages"
+    ):
+        build_blocks(tmp_path, [(path, 1.0)], broken, encoder, 64)
 
 
 def test_the_same_row_in_two_files_is_one(tmp_path: Path, pico_tokenizer: Path) -> None:

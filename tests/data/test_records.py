@@ -230,13 +230,14 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
             list(read_records(file))
 
 
-def test_descriptions_beside_rows_are_no_rows(tmp_path: Path) -> None:
+def test_descriptions_beside_rows_are_no_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A data set of a hub brings a card and its schema."""
     for name in ("README.md", "dataset_infos.json", "data/a.jsonl", "data/.hidden.jsonl", "picture.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}", encoding="utf-8")
     suffixes = (*records.TEXT_SUFFIXES, *records.RECORD_SUFFIXES)
     assert records.list_files(tmp_path, suffixes) == [tmp_path / "data" / "a.jsonl"]
+    assert "files of other formats are left out: .png\n" in capsys.readouterr().err
     assert records.list_files(tmp_path / "README.md", suffixes) == [tmp_path / "README.md"]
     (tmp_path / "data" / "a.jsonl").rename(tmp_path / "data" / "a.txt")
     assert tmp_path / "README.md" in records.list_files(tmp_path, suffixes)

@@ -323,7 +323,11 @@ def _weighted(
     for path, weight in sources:
         found: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # a tenth of the memory of Python's numbers
         for record, conversation in read_conversations(path, account, seen):
-            fitted = encode_to_fit(template, encoder, conversation, max_length, account.cut)
+            try:
+                fitted = encode_to_fit(template, encoder, conversation, max_length, account.cut)
+            except DataError as error:  # templates refuse roles in an order that they do not know
+                account.drop(error.problem, record)
+                continue
             if fitted is None:
                 account.drop("no answer after cutting", record)
             else:

@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from yangtuo import console
 from yangtuo.data.json_values import malformed, read_values
 from yangtuo.errors import DataError, FileError
 
@@ -77,6 +78,8 @@ def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
             found=", ".join(sorted({file.suffix or file.name for file in found})) or "an empty directory",
             expected=" ".join(suffixes) + ", or one of these with .gz or .zst behind it",
         )
+    if others := sorted({file.suffix or file.name for file in found if file not in known}):
+        console.warn(f"{path}: files of other formats are left out: {' '.join(others)}")
     content = [file for file in known if file.name.lower() not in _DESCRIPTIONS]
     return content if any(suffix(file) in RECORD_SUFFIXES for file in content) else known
 

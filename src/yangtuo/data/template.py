@@ -233,7 +233,10 @@ def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos:
 
 def _render_text(jinja: str, messages: Sequence[Message], answering: bool, bos: str, eos: str) -> str:
     turns = [vars(message) for message in messages]
-    return _compile(jinja).render(messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
+    try:
+        return _compile(jinja).render(messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise DataError(f"the chat template cannot write these messages: {error}") from error
 
 
 @lru_cache(maxsize=32)
