@@ -1,11 +1,11 @@
 """`prepare` beside `datasets.map` with the fast tokenizer and group_texts; its memory; what a kill leaves.
 
-    python benchmarks/prepare.py [--small | --large]
+    python benchmarks/prepare.py [--small | --large [MEGABYTES]]
 
 The Chinese corpus of ../shared/data, cut into documents of 4,000 characters, four times over with other cuts; LLaMA's
 tokenizer. Both have the same cores, and times include reading, the start of processes and writing. Ids are compared.
 --large: 2 GB of the corpus with noise (a tenth of the characters replaced), among it a book of 200 MB in one file;
-peak memory of the process tree, and the same killed twice (SIGKILL) and compared byte by byte; with --small, 60 MB.
+peak memory of the process tree, and the same killed twice (SIGKILL) and compared byte by byte.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> None:
     try:
         small = "--small" in sys.argv
         if "--large" in sys.argv:
-            large(work, 60_000_000 if small else 2_000_000_000)
+            large(work, int((*sys.argv[sys.argv.index("--large") + 1 :], "2000")[0]) * 1_000_000)
         else:
             compare(work, 4 if small else 15, 1 if small else 4)
     finally:

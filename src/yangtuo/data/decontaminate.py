@@ -109,13 +109,15 @@ class Exam:
         return "\n".join(kept), [lines[number] for number in sorted(guilty) if lines[number].strip()]
 
     def _found(self, whole: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
-        spans = [(int(at), int(at) + WINDOW) for at in self._long_index.find(_windows(whole, WINDOW))]
+        hashes, places = _windows(whole, WINDOW)
+        spans = [(int(at), int(at) + WINDOW) for at in places[self._long_index.find(hashes)]]
         if self.short:
-            hashes = _windows(whole, SHORTEST)
-            for at in self._short_index.find(hashes):
-                for passage in self.short[int(hashes[at])]:
+            hashes, places = _windows(whole, SHORTEST)
+            for index in self._short_index.find(hashes):
+                at = int(places[index])
+                for passage in self.short[int(hashes[index])]:
                     if whole[at : at + len(passage)].tobytes() == passage:
-                        spans.append((int(at), int(at) + len(passage)))
+                        spans.append((at, at + len(passage)))
         return spans
 
     @cached_property
@@ -137,9 +139,9 @@ def read_exam(passages: Iterable[tuple[str, bool]]) -> Exam:
         passage = letter_bytes(text)
         num_passages += 1
         if len(passage) >= WINDOW:
-            long.append(_windows(np.frombuffer(passage, dtype=np.uint8), WINDOW))
+            long.append(_windows(np.frombuffer(passage, dtype=np.uint8), WINDOW)[0])
         elif len(passage) >= SHORTEST:
-            key = int(_windows(np.frombuffer(passage[:SHORTEST], dtype=np.uint8), SHORTEST)[0])
+            key = int(_windows(np.frombuffer(passage[:SHORTEST], dtype=np.uint8), SHORTEST)[0][0])
             short.setdefault(key, []).append(passage)
         elif is_question and len(passage) >= SHORTEST_QUESTION:
             sentences.add(passage)
@@ -165,10 +167,10 @@ def _signs() -> re.Pattern[str]:
     return re.compile(f"[{''.join(map(re.escape, codes))}]+")
 
 
-def _windows(whole: npt.NDArray[np.uint8], length: int) -> Hashes:
-    """Hashes of all windows of `length` bytes, a multiple of 16, by doubling."""
+def _windows(whole: npt.NDArray[np.uint8], length: int) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """Hashes of the windows of `length` bytes, a multiple of 16, that begin with a character, and where they begin."""
     if len(whole) < length:
-        return np.zeros(0, dtype=np.uint64)
+        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     hashes = whole.astype(np.uint64) + np.uint64(1)
     width = 1
     while width < 16:
@@ -177,7 +179,9 @@ def _windows(whole: npt.NDArray[np.uint8], length: int) -> Hashes:
     sixteen = hashes
     for begin in range(16, length, 16):
         hashes = hashes[: len(sixteen) - begin] * np.uint64(pow(_PRIME, 16, 1 << 64)) + sixteen[begin:]
-    return hashes ^ (hashes >> np.uint64(33))
+    places = np.flatnonzero((whole[: len(hashes)] & 0xC0) != 0x80)
+    hashes = hashes[places]
+    return hashes ^ (hashes >> np.uint64(33)), places
 
 
 class _Index:
