@@ -135,11 +135,14 @@ class ExpandConfig(StageConfig):
     """The tokenizer whose new pieces need rows; its old ids must be the model's."""
     output: Path
     """The model directory to write."""
-    init: Literal["subtoken-mean", "exponential", "mean", "random"] = "subtoken-mean"
-    """How new rows start: the mean of the pieces that the base would have used; the same with the last of them
-    weighing most in the embedding and the first in the head; the mean of all rows; or random."""
+    init: Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
+    """How new rows start: by the company that their tokens keep in --text; as the mean of the pieces that the base
+    would have used; the same with the last of them weighing most in the embedding and the first in the head; as the
+    mean of all rows; or random. When not given, cooccurrence with --text and subtoken-mean without."""
+    text: InputPaths = ()
+    """Texts in the new language and in the base's own, for cooccurrence, such as those to train on; repeatable."""
     seed: int = 0
-    """Seed of random rows."""
+    """Seed of random rows, and of the factors of cooccurrence."""
 
 
 @Parameter(name="*")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yangtuo.config import ExpandConfig, TokenizerMergeConfig
-from yangtuo.errors import LineageError
+from yangtuo.errors import ConfigError, LineageError
 from yangtuo.stages import expand, tokenizer_merge
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.pieces import sentencepiece_pieces
@@ -103,3 +105,25 @@ def test_the_chat_template_of_the_model_goes_along(pico_model: Path, tokenizer: 
     (tmp_path / "chat/chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     expand.run(ExpandConfig(model=str(tmp_path / "chat"), tokenizer=str(tokenizer), output=tmp_path / "grown"))
     assert (tmp_path / "grown/chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+
+
+def test_text_places_new_rows_by_the_company_they_keep(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河 and a 小 dog.\n" * 40, encoding="utf-8")
+    config = ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), output=tmp_path / "grown")
+    plain = expand.run(config)
+    placed = expand.run(dataclasses.replace(config, text=(str(tmp_path / "text.txt"),), output=tmp_path / "placed"))
+    assert (plain.result()["init"], placed.result()["init"]) == ("subtoken-mean", "cooccurrence")
+    one, other = (load_file(artifact.path / "model.safetensors") for artifact in (plain, placed))
+    old = load_encoder(pico_model).vocabulary_size
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(one[name][:old], other[name][:old])
+        assert not torch.equal(one[name][old:], other[name][old:])
+    rows = placed.manifest.details["source_rows"] if placed.manifest else []
+    assert rows and all(load_encoder(pico_model).pieces[row].startswith("<0x") for row in rows)
+
+
+def test_cooccurrence_without_text_is_refused(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    config = ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), init="cooccurrence", output=tmp_path / "o")
+    with pytest.raises(ConfigError, match="needs text"):
+        expand.run(config)
+    assert not (tmp_path / "o").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from yangtuo.weights.cooccurrence import keep_company
 from yangtuo.weights.embedding import GrownTensors, NewRows, grow
 
 OLD = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -79,3 +80,31 @@ def test_only_embedding_and_head_grow() -> None:
         assert tuple(tensors.get(name).shape) == shapes[name]
         assert tensors.get(name).dtype == tensors.dtype(name)
     assert torch.equal(tensors.get("lm_head.weight")[4], torch.tensor([6, 8, 10], dtype=torch.bfloat16))
+
+
+def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
+    """Two languages in one text: the new word for cat stands where cat stands, in the embedding and in the head."""
+    generator = torch.Generator().manual_seed(0)
+    num_old = 40
+    old = torch.randn(num_old, 16, generator=generator)
+    documents = []
+    for _ in range(400):
+        words = torch.randint(0, num_old // 2, (12,), generator=generator) * 2
+        noun = int(torch.randint(0, 4, (1,), generator=generator))
+        # Each noun (ids 1, 3, 5, 7) stands between its own two neighbours; 40 ... 43 are other words for the nouns.
+        new = bool(torch.randint(0, 2, (1,), generator=generator))
+        documents.append([*words.tolist(), 11 + 2 * noun, 40 + noun if new else 1 + 2 * noun, 21 + 2 * noun])
+    company = keep_company(documents, 45, dimensions=16)
+    rows = NewRows(num_old, [[2], [2], [2], [2], [4]], "cooccurrence", 0, company)
+    for role in ("embedding", "head"):
+        grown = grow(old, rows, role)
+        assert torch.equal(grown[:num_old], old)
+        nearest = torch.cdist(grown[40:44], old[1:8:2]).argmin(dim=1)
+        assert nearest.tolist() == [0, 1, 2, 3]
+        assert torch.equal(grown[44], old[4])  # never met in the text: the mean of its sources
+
+
+def test_text_without_the_base_leaves_the_means_of_the_sources() -> None:
+    company = keep_company([[4, 5, 4, 5, 4]], 6, dimensions=8)
+    rows = NewRows(4, [[0], [1]], "cooccurrence", 0, company)
+    assert torch.equal(grow(OLD, rows, "embedding")[4:], OLD[:2])

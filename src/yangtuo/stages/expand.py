@@ -5,19 +5,26 @@ Reads like its summary: the model and its tokenizer, the new tokenizer, a source
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
 from yangtuo.config import ExpandConfig
-from yangtuo.errors import LineageError, WeightsError
+from yangtuo.data.corpus import sampled_texts
+from yangtuo.errors import ConfigError, LineageError, WeightsError
 from yangtuo.vocab.directory import copy_tokenizer, read_settings
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
-from yangtuo.weights.embedding import GrownTensors, NewRows
+from yangtuo.weights.cooccurrence import keep_company
+from yangtuo.weights.embedding import GrownTensors, Init, NewRows
 from yangtuo.weights.layouts import open_checkpoint
 
 _TEMPLATE = "chat_template.jinja"
+_TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
 
 def run(config: ExpandConfig) -> Artifact:
@@ -27,11 +34,16 @@ def run(config: ExpandConfig) -> Artifact:
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     old, new = load_encoder(model.path), load_encoder(tokenizer.path)
     checkpoint = open_checkpoint(model.path)
+    init = _chosen_init(config)
     num_kept = _kept_rows(config, checkpoint, old, new)
-    rows = NewRows(
-        num_kept, [_sources(old, new, index) for index in range(num_kept, len(new.pieces))], config.init, config.seed
-    )
-    with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer}) as made:
+    sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
+    texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
+    company = None
+    if init == "cooccurrence":
+        documents = _documents([text.path for text in texts.values()], new)
+        company = keep_company(documents, new.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[1], config.seed)
+    rows = NewRows(num_kept, sources, init, config.seed, company)
+    with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}) as made:
         made.hashes.update(write_weights(made.path, GrownTensors(checkpoint.tensors, rows), description="growing"))
         _copy_tokenizer(model.path, tokenizer.path, made.path)
         _write_config(made.path, checkpoint, new)
@@ -42,11 +54,38 @@ def run(config: ExpandConfig) -> Artifact:
                 "vocabulary_size": new.vocabulary_size,
                 "base_vocabulary_size": old.vocabulary_size,
                 "new_rows": len(rows.sources),
+                "init": init,
+                "source_rows": _rows_of_the_script(old, sources),
                 "tied": bool(checkpoint.config.get("tie_word_embeddings")),
             },
         )
     console.note(f"{num_kept:,} rows kept, {len(rows.sources):,} new: {rows.num_rows:,} rows for as many pieces")
     return made.artifact
+
+
+def _chosen_init(config: ExpandConfig) -> Init:
+    if (config.init == "cooccurrence") > bool(config.text):
+        raise ConfigError(
+            "cooccurrence needs text to count in",
+            found="no --text",
+            expected="texts in both languages",
+            run="the same command with --text PATH, or with --init subtoken-mean",
+        )
+    return config.init or ("cooccurrence" if config.text else "subtoken-mean")
+
+
+def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[np.int32]]:
+    """The ids of the texts, an equal budget for each path: neither language may drown the other."""
+    for path in paths:
+        for text in sampled_texts([path], _TEXT_BYTES // len(paths)):
+            yield from encoder.encode_arrays([text])
+
+
+def _rows_of_the_script(old: Encoder, sources: Sequence[Sequence[int]]) -> list[int]:
+    """The old rows that new pieces stand for and English does not use: bytes and characters beyond ASCII."""
+    used = sorted({one for source in sources for one in source})
+    decoded = ((one, old.decode([one]).strip()) for one in used)
+    return [one for one, text in decoded if text and not any(character.isascii() for character in text)]
 
 
 def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:

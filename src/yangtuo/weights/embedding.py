@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 
 from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+from yangtuo.weights.cooccurrence import Company, map_rows
 
-Init = Literal["subtoken-mean", "exponential", "mean", "random"]
+Init = Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"]
 Role = Literal["embedding", "head", "tied"]
 _CHUNK = 2048  # rows handled at once, to bound float32 copies
 
@@ -29,6 +30,8 @@ class NewRows:
     """For each new row, the old rows it stands for; empty where there are none."""
     init: Init
     seed: int
+    company: Company | None = None
+    """What stands around each row's token, for cooccurrence."""
 
     @property
     def num_rows(self) -> int:
@@ -42,7 +45,9 @@ def grow(old: torch.Tensor, rows: NewRows, role: Role = "tied") -> torch.Tensor:
     subtoken-mean is the mean of the sources (Gee et al. 2022, Fast Vocabulary Transfer); exponential weighs them by
     powers of two, the last most in an embedding, whose reader has come to the end of the piece, and the first most in
     a head, which says what comes next (Nakash et al. 2025, AdaptiVocab; a tied matrix is both, and gets the mean);
-    mean is that of all kept rows (Hewitt 2021); random is normal with the mean and deviation of their entries.
+    mean is that of all kept rows (Hewitt 2021); random is normal with the mean and deviation of their entries;
+    cooccurrence maps the company that tokens keep in text onto the kept rows (`cooccurrence.map_rows`), and takes the
+    mean of the sources for tokens that the text lacks.
     """
     assert old.dim() == 2 and rows.num_kept <= old.shape[0], (old.shape, rows.num_kept)
     grown = torch.empty(rows.num_rows, old.shape[1], dtype=old.dtype)
@@ -57,7 +62,19 @@ def grow(old: torch.Tensor, rows: NewRows, role: Role = "tied") -> torch.Tensor:
             if source:
                 weights = _source_weights(len(source), rows.init, role)
                 grown[offset] = (weights @ old[list(source)].float()).to(old.dtype)
+    if rows.init == "cooccurrence":
+        _place_by_company(grown, rows, role)
     return grown
+
+
+def _place_by_company(grown: torch.Tensor, rows: NewRows, role: Role) -> None:
+    company = rows.company
+    assert company is not None and len(company.counts) == rows.num_rows
+    features = company.before if role == "head" else company.around
+    mapped = map_rows(grown[: rows.num_kept], features, company.counts)
+    if mapped is not None:
+        met = company.counts[rows.num_kept :] > 0
+        grown[rows.num_kept :][met] = mapped[met].to(grown.dtype)
 
 
 def _source_weights(count: int, init: Init, role: Role) -> torch.Tensor:

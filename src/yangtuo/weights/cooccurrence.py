@@ -1,0 +1,126 @@
+"""Rows from the company that tokens keep: counted in text, and mapped onto a base's own rows where both are known.
+
+Tokens of both languages stand in the same text, so their co-occurrence puts old and new ones into one space. A linear
+map from that space to the base's rows, fitted on the old tokens, then says where the new ones belong. No donor model.
+This module knows ids, not texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Ids = Sequence[int] | npt.NDArray[np.int32]
+
+WINDOW = 4
+"""Tokens on each side that count, each as the inverse of its distance."""
+_SMOOTHING = 0.75  # power of the context's frequency (Levy et al. 2015)
+_PENALTY = 0.1  # ridge; chosen by experiment, docs/design/011-expansion.md
+_MIN_COUNT = 10  # an old row that the text has less often says little
+_MAX_COUNT = 200.0  # beyond it, more occurrences add no certainty
+_DIMENSIONS = 512
+_PENDING = 1 << 22  # tokens between two additions to the table
+_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class Company:
+    """What stands around each token, as float32 features of shape (num_rows, dimensions + 1), and how often it stands.
+
+    The last feature is the token's log frequency, which a head has to know.
+    """
+
+    around: torch.Tensor
+    before: torch.Tensor
+    counts: torch.Tensor
+
+
+def keep_company(documents: Iterable[Ids], num_rows: int, dimensions: int, seed: int = 0) -> Company:
+    """Counts the neighbours of each token in `documents` and factors the counts.
+
+    Positive pointwise mutual information, then a truncated singular value decomposition (Levy and Goldberg 2014).
+    Memory grows with the number of different pairs, not with the text.
+    """
+    following, counts = _count(documents, num_rows)
+    dimensions = min(dimensions, _DIMENSIONS, num_rows - 1)
+    frequency = torch.log(counts + 0.5)[:, None].float()
+    frequency = (frequency - frequency.mean()) / frequency.std().clamp_min(1e-6)
+    features = [
+        torch.cat([_factored(table, dimensions, seed), frequency], dim=1)
+        for table in ((following + following.transpose(0, 1)).coalesce(), following.transpose(0, 1).coalesce())
+    ]
+    return Company(features[0], features[1], counts)
+
+
+def _count(documents: Iterable[Ids], num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sparse table (num_rows, num_rows) of how often column follows row, and the number of each token."""
+    table = _table(torch.empty(2, 0, dtype=torch.long), torch.empty(0), num_rows)
+    counts = torch.zeros(num_rows, dtype=torch.float64)
+    pending: list[torch.Tensor] = []
+
+    def add() -> torch.Tensor:
+        pairs = [torch.stack([ids[:-d], ids[d:]]) for d in range(1, WINDOW + 1) for ids in pending]
+        weights = [torch.full((max(len(ids) - d, 0),), 1 / d) for d in range(1, WINDOW + 1) for ids in pending]
+        pending.clear()
+        return (table + _table(torch.cat(pairs, 1), torch.cat(weights), num_rows)).coalesce()
+
+    for document in documents:
+        ids = torch.from_numpy(np.array(document, dtype=np.int64))
+        counts += torch.bincount(ids, minlength=num_rows)
+        pending.append(ids)
+        if sum(map(len, pending)) >= _PENDING:
+            table = add()
+    return (add() if pending else table), counts
+
+
+def _table(indices: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """A sparse square table; the same place twice is the sum. The indices are ours: torch need not check them."""
+    return torch.sparse_coo_tensor(indices, values, (num_rows, num_rows), check_invariants=False).coalesce()
+
+
+def _factored(table: torch.Tensor, dimensions: int, seed: int) -> torch.Tensor:
+    """The rows of a sparse table of counts as points: (num_rows, dimensions), of length 1 on average."""
+    (rows, columns), values = table.indices(), table.values()
+    num_rows = table.shape[0]
+    row_sums = torch.zeros(num_rows).index_add_(0, rows, values)
+    contexts = torch.zeros(num_rows).index_add_(0, columns, values) ** _SMOOTHING
+    information = torch.log(values / (row_sums[rows] * contexts[columns] / contexts.sum()))
+    kept = information > 0
+    positive = _table(table.indices()[:, kept], information[kept], num_rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        left, strengths, _ = torch.svd_lowrank(positive, q=dimensions, niter=4)
+    points: torch.Tensor = left * strengths.sqrt()
+    points /= points.norm(dim=1).mean().clamp_min(1e-12)
+    return points
+
+
+def map_rows(old: torch.Tensor, features: torch.Tensor, counts: torch.Tensor) -> torch.Tensor | None:
+    """Rows for the tokens after `old` (num_old, hidden): float32 of shape (num_new, hidden).
+
+    Ridge regression from features to rows over the old tokens that the text has, certain ones weighing more
+    (a linear map between embedding spaces, as in Mikolov et al. 2013). None where the text has too few of them.
+    """
+    known = (counts[: len(old)] >= _MIN_COUNT).nonzero().ravel()
+    if len(known) < 2:
+        return None
+    weights = counts[known].clamp(max=_MAX_COUNT)[:, None]
+    weights = weights / weights.mean()
+    points = features[known].double()
+    center = (weights * points).mean(dim=0)
+    mean = torch.zeros(old.shape[1], dtype=torch.float64)
+    product = torch.zeros(features.shape[1], old.shape[1], dtype=torch.float64)
+    for start in range(0, len(known), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        rows = weights[part] * old[known[part]].double()
+        mean += rows.sum(dim=0) / len(known)
+        product += (points[part] - center).T @ rows  # centred points: the rows' mean drops out
+    centred = (points - center) * weights.sqrt()
+    gram = centred.T @ centred + _PENALTY * torch.eye(features.shape[1], dtype=torch.float64)
+    solution: torch.Tensor = torch.linalg.solve(gram, product)
+    mapped: torch.Tensor = mean + (features[len(old) :].double() - center) @ solution
+    return mapped.float()
