@@ -51,7 +51,8 @@ class Filtered:
 
     @staticmethod
     def shortened(example: str) -> str:
-        """The first 120 characters of an example."""
+        """The first 120 characters of an example, in one line."""
+        example = example.replace("\n", "↵")
         return example if len(example) <= 120 else example[:120] + "…"
 
     def merge(self, other: Filtered) -> None:

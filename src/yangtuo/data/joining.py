@@ -120,16 +120,13 @@ def _read_tokens(part: Path, encoder: Encoder, begin: int, end: int) -> npt.NDAr
     return np.fromfile(part / "tokens.bin", dtype, end - begin, offset=begin * dtype.itemsize)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How documents are shared out."""
-
-    held_out: float
-    seed: int
-
-
 def join_source(
-    source: SourceParts, repeated: Mask, shares: Shares, encoder: Encoder, writers: tuple[BlockWriter, HeldOutWriter]
+    source: SourceParts,
+    repeated: Mask,
+    held_out: float,
+    seed: int,
+    encoder: Encoder,
+    writers: tuple[BlockWriter, HeldOutWriter],
 ) -> dict[str, Any]:
     """Writes the documents of one source; `repeated` covers them alone. Returns the source's figures.
 
@@ -137,14 +134,14 @@ def join_source(
     """
     writer, apart = writers
     kept = np.flatnonzero(~repeated)
-    num_apart = num_held_out(len(kept), shares.held_out)
-    chosen = _chosen(len(kept), num_apart, f"{shares.seed}/held-out/{source.name}")
+    num_apart = num_held_out(len(kept), held_out)
+    chosen = _chosen(len(kept), num_apart, f"{seed}/held-out/{source.name}")
     _hold_out(source, kept[chosen], encoder, apart)
     training = kept[~chosen]
     before = writer.num_tokens
     for copy in range(int(source.weight) + 1):
         share = 1.0 if copy < int(source.weight) else source.weight % 1
-        taken = _chosen(len(training), round(share * len(training)), f"{shares.seed}/weight/{source.name}")
+        taken = _chosen(len(training), round(share * len(training)), f"{seed}/weight/{source.name}")
         mask = np.zeros(len(repeated), dtype=bool)
         mask[training[taken]] = True
         _append(source, mask, encoder, writer)

@@ -23,7 +23,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -146,14 +146,21 @@ def part_fingerprint(part: Part, treatment: Treatment) -> str:
 
 
 def _hash_piece(piece: Piece) -> str:
-    if piece.end is None or suffix(piece.file) != ".jsonl":
-        found = piece.file.stat()
-        return _hash_range(piece.file, 0, found.st_size, found.st_mtime_ns)
-    return _hash_range(piece.file, piece.begin, piece.end, 0)
+    found = piece.file.stat()
+    if piece.end is not None and suffix(piece.file) == ".jsonl":
+        return _hash_range(piece.file, piece.begin, piece.end)
+    if piece.end is not None:
+        return _hash_whole(piece.file, found.st_size, found.st_mtime_ns)
+    return _hash_range(piece.file, 0, found.st_size)
 
 
 @lru_cache(maxsize=16)
-def _hash_range(file: Path, begin: int, end: int, _modified: int) -> str:
+def _hash_whole(file: Path, size: int, _modified: int) -> str:
+    """Of a file whose row groups are parts, once for all of them."""
+    return _hash_range(file, 0, size)
+
+
+def _hash_range(file: Path, begin: int, end: int) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         stream.seek(begin)
@@ -163,27 +170,20 @@ def _hash_range(file: Path, begin: int, end: int, _modified: int) -> str:
     return digest.hexdigest()
 
 
-@dataclass
-class _Reading:
-    """A document as it is read: where it came from, and its text in fragments, to be taken before the next."""
-
-    encoding: str
-    fragments: Iterable[str] = field(repr=False)
-
-
-def _read(part: Part, division: Division) -> Iterator[_Reading]:
+def _read(part: Part, division: Division) -> Iterator[tuple[Iterable[str], str]]:
+    """The text of each document in fragments, to be taken before the next, and its encoding."""
     for piece in part.pieces:
         if piece.end is not None:
             for record in read_records(piece.file, piece.begin, piece.end):
-                yield _Reading(record.encoding, (record_text(record),))
+                yield (record_text(record),), record.encoding
         elif division == "file" and suffix(piece.file) == ".txt" and piece.num_bytes > _STREAMED_ABOVE:
             with open_text(piece.file) as (stream, encoding):
                 # A line longer than a fragment is cut where the fragment ends.
                 read = iter(lambda: stream.read(_FRAGMENT) + stream.readline(_FRAGMENT), "")
-                yield _Reading(encoding, read)
+                yield read, encoding
         else:
             for document in read_documents(piece.file, division):
-                yield _Reading(document.encoding, (document.text,))
+                yield (document.text,), document.encoding
 
 
 def make_part(
@@ -207,8 +207,8 @@ def make_part(
     work = directory / f".{part.number:06}.{os.getpid()}"
     work.mkdir(parents=True)
     with PartWriter(work, encoder, treatment.filters, treatment.sketched, num_threads) as writer:
-        for reading in _read(part, treatment.division):
-            writer.add(reading.fragments, reading.encoding)
+        for fragments, encoding in _read(part, treatment.division):
+            writer.add(fragments, encoding)
             if most is not None and writer.num_characters >= most:
                 break
         writer.close(fingerprint)

@@ -21,12 +21,7 @@ def write_page(directory: Path, totals: Mapping[str, Any], sources: Mapping[str,
     )
     environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     shown = [
-        {
-            "name": name,
-            "values": source,
-            "lengths": draw_bars(_by_length(source["lengths"])),
-            "scripts": draw_bars(source["scripts"]),
-        }
+        {"name": name, "values": source, "lengths": draw_bars(_by_length(source["lengths"]))}
         for name, source in sources.items()
     ]
     page = environment.get_template("statistics.html.jinja").render(totals=totals, sources=shown)

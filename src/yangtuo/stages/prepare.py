@@ -118,7 +118,7 @@ def _join(
     ):
         repeated = joining.find_repeated(gathered, config.dedup, encoder, scratch)
         figures = [
-            joining.join_source(source, mask, joining.Shares(config.held_out, config.seed), encoder, (writer, apart))
+            joining.join_source(source, mask, config.held_out, config.seed, encoder, (writer, apart))
             for source, mask in zip(gathered, repeated, strict=True)
         ]
         for source, found in zip(sources, figures, strict=True):
