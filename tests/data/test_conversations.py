@@ -20,7 +20,7 @@ Q, A = Message("user", "q\nx"), Message("assistant", "a")
 
 
 def written(path: Path, rows: Any) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    path.write_text(json.dumps(rows), encoding="utf-8")
     return path
 
 
@@ -64,6 +64,14 @@ def test_shapes_mixed_in_one_file_are_all_said(tmp_path: Path) -> None:
     assert read(path)[1].to_dict()["shapes"] == {str(path): {"Alpaca": 2, "instruct": 1}}
 
 
+def test_other_encodings_are_said(tmp_path: Path) -> None:
+    text = "学而时习之，不亦说乎？有朋自远方来，不亦乐乎？"
+    (tmp_path / "a.csv").write_bytes(f"instruction,output\n{text},{text}\n".encode("gb18030"))
+    conversations, account = read(tmp_path / "a.csv")
+    assert conversations == [[Message("user", text), Message("assistant", text)]]
+    assert list(account.shapes.values()) == [{"Alpaca in GB18030": 1}]
+
+
 def test_history_comes_first(tmp_path: Path) -> None:
     row = {"instruction": "2", "output": "b", "history": [["1", "a"]], "system": "s"}
     [conversation], _ = read(written(tmp_path / "rows.json", [row]))
@@ -105,12 +113,14 @@ def test_sharegpt_with_odd_turns(tmp_path: Path) -> None:
         ([("human", "q"), ("gpt", "  "), ("human", "r"), ("gpt", "b")], "empty answer"),
         ([("human", ""), ("gpt", "a")], "empty question"),
         ([("human", {"text": "q"}), ("gpt", "a")], "a field is not text"),
+        ([("human", "q"), ("gpt", "a \ud83d")], "half a character, as cut emoji leave it"),
     ],
 )
 def test_unusable_turns_are_dropped_by_reason(spoken: list[tuple[str, Any]], reason: str, tmp_path: Path) -> None:
     row = {"conversations": [{"from": speaker, "value": text} for speaker, text in spoken]}
     conversations, account = read(written(tmp_path / "rows.json", [row]))
     assert conversations == [] and account.dropped == {reason: 1}
+    json.dumps(account.to_dict(), ensure_ascii=False).encode()  # what is shown of it can be written
 
 
 def test_every_dropped_row_is_accounted_for(tmp_path: Path, pico_tokenizer: Path) -> None:

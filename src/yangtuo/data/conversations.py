@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ Encoded = tuple[list[int], list[bool]]
 """Ids of a conversation, and which of them are learned."""
 
 _EXAMPLES = 3
+_HALVES = re.compile("[\ud800-\udfff]")
 _EXCERPT = 60  # characters of a row shown as an example
 _LEAST_QUESTION = 32  # characters of a question that stay while there is more of the answer to cut
 _ROLES: dict[str, Role] = {
@@ -63,7 +65,7 @@ class Account:
         """Counts a row that is not used."""
         self.dropped[reason] += 1
         if len(self.examples.setdefault(reason, [])) < _EXAMPLES:
-            row = json.dumps(record.values, ensure_ascii=False, default=str)
+            row = json.dumps(record.values, ensure_ascii=False, default=str).encode(errors="replace").decode()
             self.examples[reason].append(f"{record.place}: {row[:_EXCERPT]}" + "…" * (len(row) > _EXCERPT))
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,6 +99,8 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
+        if _HALVES.search(value):
+            raise UnusableError("half a character, as cut emoji leave it")
         return value.strip()
     if isinstance(value, int | float):
         return str(value)
@@ -188,7 +192,8 @@ def read_conversations(path: Path, account: Account, seen: set[bytes]) -> Iterat
     for file in records.list_files(path, records.RECORD_SUFFIXES):
         for record in read_records(file):
             shape = recognise(record)
-            account.shapes.setdefault(str(file), Counter())[shape.name] += 1
+            encoding = "" if record.encoding == "utf-8" else f" in {record.encoding.upper()}"
+            account.shapes.setdefault(str(file), Counter())[shape.name + encoding] += 1
             account.num_rows += 1
             try:
                 conversation = shape.read(record.values)

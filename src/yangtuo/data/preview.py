@@ -7,7 +7,6 @@ This module knows neither how blocks came about nor where they are printed.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -146,10 +145,13 @@ def _characters(run: Sequence[bytes]) -> Iterator[tuple[str, Kind]]:
 
 
 def _printable(text: str) -> str:
-    """`text` with blanks made visible, and with what a terminal would obey or hide written as an escape."""
-    return "".join(
-        _VISIBLE.get(one) or (one if unicodedata.category(one)[0] not in "CZ" else ascii(one)[1:-1]) for one in text
-    )
+    """`text` with blanks made visible."""
+    return "".join(_VISIBLE.get(one) or _harmless(one) for one in text)
+
+
+def _harmless(text: str) -> str:
+    """`text` with what a terminal would obey or hide written as an escape."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,12 @@ class Rehearsal:
 
 def _listed(values: Mapping[str, Any], indent: str) -> Iterator[Styled]:
     for key, value in values.items():
-        inner = value if isinstance(value, dict) else dict.fromkeys(value, "") if isinstance(value, list) else None
+        inner = (
+            value if isinstance(value, dict) else dict.fromkeys(map(str, value), "") if isinstance(value, list) else {}
+        )
         shown = "" if inner else f"{value:,}" if isinstance(value, int) else "none" if value in ({}, []) else str(value)
-        yield f"{indent}{key}  {shown}".rstrip() + "\n", ""
-        yield from _listed(inner or {}, indent + "    ")
+        yield _harmless(f"{indent}{key}  {shown}".rstrip()) + "\n", ""
+        yield from _listed(inner, indent + "    ")
 
 
 def render(samples: Sequence[Sample], num_pieces: int = 400) -> list[Styled]:
