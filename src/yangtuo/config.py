@@ -202,8 +202,9 @@ class TrainingConfig(StageConfig):
     """The adapter directory to write."""
     adapter: InputPath | None = None
     """An earlier adapter of the same model to go on from; its own rank, alpha, variant and embeddings then hold."""
-    embeddings: Literal["full", "new", "frozen"] = "full"
-    """Which rows of embedding and head are trained: all, those of new pieces only, or none."""
+    embeddings: Literal["full", "new", "frozen"] | None = None
+    """Which rows of embedding and head are trained: all, those of new pieces only, or none. When not given, the new
+    ones where `yangtuo expand` made some, else all."""
     rank: Positive = 64
     """Rank of the LoRA matrices."""
     alpha: PositiveFloat = 128
@@ -213,7 +214,7 @@ class TrainingConfig(StageConfig):
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate, after 3 % of warm-up; cosine decay to zero."""
     embedding_learning_rate: PositiveFloat | None = None
-    """Peak learning rate of embedding and head; the same as the rest when not given."""
+    """Peak learning rate of embedding and head; when not given, 2.5 times the rest for new rows, the same for all."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
     batch_size: Positive = 8

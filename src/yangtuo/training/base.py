@@ -55,8 +55,10 @@ def outline(
 
 
 def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
-    names = ("rank", "alpha", "embeddings", "variant")
-    return adapter.AdapterShape(new_rows=new_rows(model, stop_ids), **{name: options[name] for name in names})
+    rows = new_rows(model, stop_ids)
+    embeddings = options["embeddings"] or ("new" if rows else "full")
+    shape = {name: options[name] for name in ("rank", "alpha", "variant")}
+    return adapter.AdapterShape(embeddings=embeddings, new_rows=rows, **shape)
 
 
 def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:
