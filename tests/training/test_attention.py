@@ -80,7 +80,7 @@ def test_packed_documents_do_not_see_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each document's logits, packed with others, are those of the document alone, or the loss is of another text."""
-    monkeypatch.setattr(attention, "_LONGEST", longest)
+    monkeypatch.setattr(attention, "LONGEST", longest)
     model = base.load_base(pico_model, torch.float32)
     model.set_attn_implementation(implementation)
     model.train(training)

@@ -110,6 +110,7 @@ def _rehearse(
         num_steps,
         num_steps * settings.batch_size * config.max_length,
         settings.blocks_a_pass() * config.max_length,
+        block_size=config.max_length,
         layers_again=settings.gradient_checkpointing,
     )
     plan = asdict(made) | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}

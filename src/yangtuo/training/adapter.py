@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from yangtuo.errors import LineageError, TrainingError
@@ -104,6 +105,22 @@ def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:
     return adapted
 
 
+def require_written(path: Path, expected: dict[str, Tensor]) -> None:
+    """Raises `TrainingError` where the file does not hold the tensors that were to be written."""
+    written = load_file(path)
+    wrong = sorted(
+        name
+        for name in expected.keys() | written.keys()
+        if name not in written or name not in expected or not torch.equal(written[name], expected[name].detach().cpu())
+    )
+    if wrong or not written:
+        raise TrainingError(
+            f"{path.name} does not hold what was trained",
+            found=", ".join(wrong[:5]) or "no tensor",
+            expected=f"{len(expected)} tensors, equal to those in memory",
+        )
+
+
 def count_trainable(model: nn.Module) -> TrainableCount:
     """Counts the parameters that learn, by group."""
     lora = embeddings = total = 0
@@ -120,7 +137,12 @@ def count_trainable(model: nn.Module) -> TrainableCount:
 
 def is_embedding(name: str) -> bool:
     """Whether the trainable parameter `name` belongs to embedding or head."""
-    return "modules_to_save" in name or "trainable_tokens" in name
+    return "modules_to_save" in name or is_new_rows(name)
+
+
+def is_new_rows(name: str) -> bool:
+    """Whether the trainable parameter `name` holds chosen rows of embedding or head."""
+    return "trainable_tokens" in name
 
 
 def _settle(model: PeftModel) -> None:

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "yangtuo_sliced"
 _SLICE = 64  # queries at a time; the fastest of 64, 128 and 256 at 256 and at 512 tokens
-_LONGEST = 1024  # beyond it the kept probabilities outgrow the rest of a layer
+LONGEST = 1024  # beyond it the kept probabilities outgrow the rest of a layer
 
 
 class _SlicedAttention(torch.autograd.Function):
@@ -98,7 +98,7 @@ def _attention(
     length = query.shape[2]
     special = options.get("dropout") or options.get("softcap") or options.get("position_bias") is not None
     causal = getattr(module, "is_causal", True)
-    if query.device.type != "cpu" or length != key.shape[2] or length > _LONGEST or special or not causal:
+    if query.device.type != "cpu" or length != key.shape[2] or length > LONGEST or special or not causal:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
     scaling = options.get("scaling") or query.shape[3] ** -0.5

@@ -182,6 +182,11 @@ def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_po
     return total
 
 
+def positions_at_once(num_positions: int, num_rows: int) -> int:
+    """Of how many positions the logits over `num_rows` pieces stand in memory at once."""
+    return min(num_positions, max(1, _SLICE_ELEMENTS // num_rows))
+
+
 def _slices(num_states: int, num_rows: int, elements: int) -> list[slice]:
     size = max(1, elements // num_rows)
     return [slice(start, start + size) for start in range(0, max(1, num_states), size)]
