@@ -83,6 +83,15 @@ def test_innocent_text_stays_though_a_short_question_or_an_option_is_in_it() -> 
     assert exam.num_too_short == 3
 
 
+def test_an_option_of_six_characters_goes_as_a_line_and_stays_as_a_word() -> None:
+    exam = read_exam([("对数正态分布", False), ("世界无烟日是几月几日", True)])
+    assert exam.clean("返回对数正态分布的值。\nB. 对数正态分布\n完") == (
+        "返回对数正态分布的值。\n完",
+        ["B. 对数正态分布"],
+    )
+    assert exam.clean("前文世界无烟日是几月几日后文\n完")[0] == "完"
+
+
 def test_options_of_rows_are_no_questions(tmp_path: Path) -> None:
     """A heading that happens to equal an option of two characters must not vanish from a law."""
     rows = [{"id": "1", "Question": "咽的分部", "A": "总则体系", "B": "附则说明"}, {"stem_zh": "肾在液为", "o": "唾液"}]

@@ -1,9 +1,10 @@
 """Taking an exam out of the training text: lines that repeat a passage of an evaluation set are removed.
 
 Texts are compared by their letters and digits alone, as UTF-8. A passage of 48 bytes or more (16 Chinese characters,
-about ten English words) is found where 48 of its bytes in a row are met; a shorter one of 16 bytes or more where
-all of it is. A question of 6 to 15 bytes is found where it is a line or a sentence by itself, an item's number and a
-bracket to be filled left aside, and that sentence alone goes. This module does not know what an exam is.
+about ten English words) is found where 48 of its bytes in a row are met; a shorter question of 16 bytes or more where
+all of it is, an option or an answer of that size where it is a line by itself. A question of 6 to 15 bytes is found
+where it is a line or a sentence by itself, an item's number and a bracket to be filled left aside, and that sentence
+alone goes. This module does not know what an exam is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ _ITEM = (
 )
 _FILLED = re.compile(r"[(（\[][ ]?[A-Za-z]{1,4}[ ]?[)）\]]\W*$")  # an answer where a blank was
 _LONGEST_SENTENCE = 60  # characters of one that may be a short question, punctuation and all
+_NUMBERING = 6  # bytes of letters and digits that number a line
 _PRIME = 0x100000001B3
 _FILTER_BITS = 22
 
@@ -46,11 +48,10 @@ class Exam:
 
     long: Hashes
     """Sorted hashes of all windows of the long passages."""
-    short: dict[int, list[bytes]] = field(default_factory=dict)
-    """Hash of the first 16 bytes -> the short passages that begin so."""
+    short: dict[int, list[tuple[bytes, bool]]] = field(default_factory=dict)
+    """Hash of the first 16 bytes -> the short passages that begin so, and whether each is a question."""
     sentences: frozenset[bytes] = frozenset()
     """The questions that are found as a line or a sentence by themselves."""
-    num_passages: int = 0
     num_too_short: int = 0
 
     @cached_property
@@ -100,24 +101,28 @@ class Exam:
         ends = np.cumsum([len(line) for line in coded])
         within = (whole & 0xC0) == 0x80  # a byte of a character that is not its first
         guilty: set[int] = set()
-        for begin, end in spans:
+        for begin, end, is_question in spans:
             while end < len(whole) and within[end]:
                 end -= 1  # part of a character says nothing about the line it stands in
             first, last = np.searchsorted(ends, [begin, end - 1], side="right")
-            guilty.update(range(int(first), int(last) + 1))
+            # An option is a phrase that may stand in any text.
+            if is_question or len(coded[first]) - (end - begin) <= _NUMBERING:
+                guilty.update(range(int(first), int(last) + 1))
+        if not guilty:
+            return text, []
         kept = [line for number, line in enumerate(lines) if number not in guilty]
         return "\n".join(kept), [lines[number] for number in sorted(guilty) if lines[number].strip()]
 
-    def _found(self, whole: npt.NDArray[np.uint8]) -> list[tuple[int, int]]:
+    def _found(self, whole: npt.NDArray[np.uint8]) -> list[tuple[int, int, bool]]:
         hashes, places = _windows(whole, WINDOW)
-        spans = [(int(at), int(at) + WINDOW) for at in places[self._long_index.find(hashes)]]
+        spans = [(int(at), int(at) + WINDOW, True) for at in places[self._long_index.find(hashes)]]
         if self.short:
             hashes, places = _windows(whole, SHORTEST)
             for index in self._short_index.find(hashes):
                 at = int(places[index])
-                for passage in self.short[int(hashes[index])]:
+                for passage, is_question in self.short[int(hashes[index])]:
                     if whole[at : at + len(passage)].tobytes() == passage:
-                        spans.append((at, at + len(passage)))
+                        spans.append((at, at + len(passage), is_question))
         return spans
 
     @cached_property
@@ -132,23 +137,22 @@ class Exam:
 def read_exam(passages: Iterable[tuple[str, bool]]) -> Exam:
     """Prepares passages to be looked for; with each, whether it is a question, rather than an option or an answer."""
     long: list[Hashes] = []
-    short: dict[int, list[bytes]] = {}
+    short: dict[int, list[tuple[bytes, bool]]] = {}
     sentences: set[bytes] = set()
-    num_passages = num_too_short = 0
+    num_too_short = 0
     for text, is_question in passages:
         passage = letter_bytes(text)
-        num_passages += 1
         if len(passage) >= WINDOW:
             long.append(_windows(np.frombuffer(passage, dtype=np.uint8), WINDOW)[0])
         elif len(passage) >= SHORTEST:
             key = int(_windows(np.frombuffer(passage[:SHORTEST], dtype=np.uint8), SHORTEST)[0][0])
-            short.setdefault(key, []).append(passage)
+            short.setdefault(key, []).append((passage, is_question))
         elif is_question and len(passage) >= SHORTEST_QUESTION:
             sentences.add(passage)
         else:
             num_too_short += 1
     hashes = np.unique(np.concatenate(long)) if long else np.zeros(0, dtype=np.uint64)
-    return Exam(hashes, short, frozenset(sentences), num_passages, num_too_short)
+    return Exam(hashes, short, frozenset(sentences), num_too_short)
 
 
 def letter_bytes(text: str) -> bytes:
