@@ -6,8 +6,9 @@ import pytest
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.learn import covering_characters, learn_pieces, script_lines, split_pieces, train_pieces
+from yangtuo.vocab.merge import merge_faithful
 from yangtuo.vocab.scripts import compile_scripts
-from yangtuo.vocab.sentencepiece_model import parse_model
+from yangtuo.vocab.sentencepiece_model import load_processor, parse_model
 
 HAN = compile_scripts(["Han"])
 TEXTS = ["小河流过小镇，小镇的人爱小河。", "小镇的人说：小河流过小镇。", "abc 人爱小镇，小镇爱人。123"] * 4
@@ -35,6 +36,28 @@ def test_frequent_pieces_are_learned_and_known_ones_are_not(pico_sentencepiece: 
     assert learned.num_characters == sum(len(piece) == 1 for piece in learned.pieces)
     assert learn_pieces(base, TEXTS, 16, HAN) == learned
     assert set(learn_pieces(base, reversed(TEXTS), 16, HAN).pieces) == set(learned.pieces)
+
+
+def test_a_base_that_has_words_is_continued(pico_sentencepiece: bytes) -> None:
+    """Pieces learned past the base's own words would need intermediates, or never be reached."""
+    base = parse_model(pico_sentencepiece, "pico")
+    first = merge_faithful(base, learn_pieces(base, TEXTS, 16, HAN).pieces, HAN, [])
+    grown = parse_model(first.model, "grown")
+    learned = learn_pieces(grown, TEXTS, 5, HAN)
+    assert not set(learned.pieces) & set(first.added) and len(learned.pieces) == 5
+    second = merge_faithful(grown, learned.pieces, HAN, [])
+    assert second.added == learned.pieces and not second.closed and not second.unreachable
+    processors = [load_processor(parse_model(one.model, "merged")) for one in (first, second)]
+    tokens = [sum(map(len, processor.encode(TEXTS))) for processor in processors]
+    assert tokens[1] < tokens[0]
+
+
+def test_words_of_spaced_scripts_carry_their_blank(pico_sentencepiece: bytes) -> None:
+    base, cyrillic = parse_model(pico_sentencepiece, "pico"), compile_scripts(["Cyrillic"])
+    learned = learn_pieces(base, ["мама мыла раму, мама пела. " * 5], 20, cyrillic)
+    assert {"\u2581мама", "\u2581пела"} & set(learned.pieces)
+    merged = merge_faithful(base, learned.pieces, cyrillic, [])
+    assert merged.added == learned.pieces and not merged.unreachable
 
 
 def test_rare_characters_give_way_to_frequent_merges(pico_sentencepiece: bytes) -> None:
