@@ -230,7 +230,8 @@ def make_parts(
     Processes that are left over by a killed parent end by themselves.
     """
     directory.mkdir(exist_ok=True)
-    for leftover in directory.glob(".*"):
+    wanted = {f"{part.number:06}" for part in parts}
+    for leftover in [entry for entry in directory.iterdir() if entry.name not in wanted]:
         shutil.rmtree(leftover)
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_workers = min(num_cores, len(parts))
