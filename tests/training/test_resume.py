@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,25 @@ def test_waiting_checkpoints_of_another_config_are_not_thrown_away(values: dict,
         artifacts.step_fingerprint(PretrainConfig(**values, output=output)), encoding="utf-8"
     )
     assert run(values, output).manifest.details["steps"] > 14
+
+
+def test_waiting_checkpoints_of_other_data_are_not_gone_on_with(values: dict, tmp_path: Path) -> None:
+    """The same command over data that was prepared anew under the same name would train on with a mixed history."""
+    output = tmp_path / "adapter"
+    data = tmp_path / "data"
+    shutil.copytree(values["data"], data)
+    settings = {**values, "data": str(data)}
+    killed = json.dumps({**settings, "output": str(output)})
+    subprocess.run([sys.executable, "-W", "ignore", "-c", KILLED, killed, "6", "step"], check=False)
+    assert (tmp_path / ".adapter.partial" / "checkpoints" / "checkpoint-4").is_dir()
+    shutil.rmtree(data)
+    source = tmp_path / "other.txt"
+    source.write_text("\n".join(f"Another text, line {number}." for number in range(80)), encoding="utf-8")
+    tokenizer = values["model"]
+    prepare.run(PrepareConfig(source=(f"en={source}",), tokenizer=tokenizer, output=data, block_size=48, held_out=0.0))
+    with pytest.raises(OutputError, match=r"(?s)its options or its data were others.*checkpoint-4"):
+        run(settings, output)
+    assert (tmp_path / ".adapter.partial" / "checkpoints" / "checkpoint-4").is_dir()
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
