@@ -56,7 +56,7 @@ def outline(
 
 def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
     rows = new_rows(model, stop_ids)
-    embeddings = options["embeddings"] or ("new" if rows else "full")
+    embeddings: adapter.EmbeddingRows = options["embeddings"] or ("new" if rows else "full")
     shape = {name: options[name] for name in ("rank", "alpha", "variant")}
     return adapter.AdapterShape(embeddings=embeddings, new_rows=rows, **shape)
 
