@@ -3,6 +3,7 @@
 Bases: the embedded quickstart base (untied) and stories260K (tied), both grown by pieces learned from
 ../shared/data/corpora/zh; training is plain AdamW on all weights, on Chinese, the same blocks in the same order for
 every start. The peer is transformers' `resize_token_embeddings` with its defaults. Held out: the middle of four files.
+cooccurrence counts in the Chinese that is trained on and in English that is not measured.
 The losers are printed too.
 
     python benchmarks/expand_init.py [--small]
@@ -33,7 +34,8 @@ BASES = {
     "stories260K": (DATA / "models/stories260K", 3e-3),
     "quickstart base": (ROOT / "src/yangtuo/quickstart/base", 1e-3),
 }
-INITS = ("subtoken-mean", "exponential", "mean", "random")
+INITS = ("cooccurrence", "subtoken-mean", "exponential", "mean", "random")
+MEASURES = 10
 NUM_PIECES, BATCH, LENGTH = 2500, 8, 256
 
 
@@ -45,7 +47,8 @@ def grow(base: Path, tokenizer: Path, init: str, home: Path) -> PreTrainedModel:
         model.resize_token_embeddings(load_encoder(tokenizer).vocabulary_size)
         return model
     output = home / init
-    expand.run(ExpandConfig(model=str(base), tokenizer=str(tokenizer), init=init, output=output))  # type: ignore[arg-type]
+    text = (str(home / "zh"), str(home / "en")) if init == "cooccurrence" else ()
+    expand.run(ExpandConfig(model=str(base), tokenizer=str(tokenizer), init=init, text=text, output=output))  # type: ignore[arg-type]
     grown: PreTrainedModel = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
     return grown
 
@@ -55,13 +58,18 @@ def compare(name: str, inits: Sequence[str], steps: int) -> None:
     source, rate = BASES[name]
     files = sorted((DATA / "corpora/zh").glob("*.txt"))
     texts = [file.read_text(encoding="utf-8") for file in files]
-    english = [file.read_text(encoding="utf-8")[50_000:52_000] for file in sorted((DATA / "corpora/en").glob("*.txt"))]
+    books = [file.read_text(encoding="utf-8") for file in sorted((DATA / "corpora/en").glob("*.txt"))]
+    english = [book[50_000:52_000] for book in books]
     held_out = [text[len(text) // 2 :][:500] for text in texts[:4]]
     learned_from = [text[: len(text) // 2 - 1000][:60_000] for text in texts]
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         base, pieces, tokenizer = home / "base", home / "pieces", home / "tokenizer"
         pieces.mkdir()
+        for language, some in (("zh", learned_from), ("en", [book[60_000:200_000] for book in books])):
+            (home / language).mkdir()
+            for number, text in enumerate(some):
+                (home / language / f"{number}.txt").write_text(text, encoding="utf-8")
         convert.run(ConvertConfig(source=str(source), output=base))
         opened, scripts = open_base(base), compile_scripts(["Han"])
         opened.learn(learned_from, NUM_PIECES, scripts, pieces)
@@ -71,14 +79,19 @@ def compare(name: str, inits: Sequence[str], steps: int) -> None:
         before = [score_text(untouched, old, some).bits_per_byte for some in (held_out, english)]
         print(f"{name}: untouched base {before[0]:.3f} bits/byte Chinese, {before[1]:.3f} English", flush=True)
         blocks = cut_blocks(new, learned_from)
+        goal = None
         for init in inits:
             start = time.perf_counter()
             model = grow(base, tokenizer, init, home)
             first = score_text(model.eval(), new, english).bits_per_byte
             curve = train(model, new, blocks, held_out, rate, steps)
-            points = "  ".join(f"{tokens:,}: {bits:.3f}" for tokens, bits in curve.items())
+            goal = goal or min(curve.values())  # the first is the peer
+            reached = next((f"{tokens:,}" for tokens, bits in curve.items() if bits <= goal), "more")
+            shown = dict(list(curve.items())[:: max(1, len(curve) // 5)])
+            points = "  ".join(f"{tokens:,}: {bits:.3f}" for tokens, bits in shown.items())
             seconds = time.perf_counter() - start
-            print(f"  {init:<14} English {first:.3f}; Chinese after tokens {points}  ({seconds:.0f} s)", flush=True)
+            print(f"  {init:<14} English {first:.3f}; Chinese after tokens {points}; ", end="")
+            print(f"the peer's best {goal:.3f} after {reached}  ({seconds:.0f} s)", flush=True)
 
 
 def cut_blocks(encoder: Encoder, texts: list[str]) -> torch.Tensor:
@@ -103,7 +116,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step in (steps // 8, steps // 4, steps // 2, steps):
+        if step % max(1, steps // MEASURES) == 0 or step == steps:
             curve[step * BATCH * LENGTH] = score_text(model.eval(), encoder, held_out).bits_per_byte
     return curve
 

@@ -108,3 +108,19 @@ def test_text_without_the_base_leaves_the_means_of_the_sources() -> None:
     company = keep_company([[4, 5, 4, 5, 4]], 6, dimensions=8)
     rows = NewRows(4, [[0], [1]], "cooccurrence", 0, company)
     assert torch.equal(grow(OLD, rows, "embedding")[4:], OLD[:2])
+
+
+def test_no_row_stands_further_out_than_old_ones_do() -> None:
+    """Few known rows let the map overshoot: new pieces would be likelier than English in the middle of English."""
+    generator = torch.Generator().manual_seed(2)
+    old = torch.randn(12, 32, generator=generator)
+    documents = [torch.randint(0, 40, (400,), generator=generator).tolist() for _ in range(3)]
+    rows = NewRows(12, [[1]] * 28, "cooccurrence", 0, keep_company(documents, 40, dimensions=32))
+    known = old[(rows.company.counts[:12] >= 10).nonzero().ravel()] if rows.company else old
+    grown = grow(old, rows, "head")
+    assert len(known) > 2
+    weights = rows.company.counts[:12].clamp(max=200)[:, None] if rows.company else torch.ones(12, 1)
+    weights = weights * (weights >= 10)
+    mean = (weights * old).sum(dim=0) / weights.sum()
+    furthest = (grown[12:] - mean).norm(dim=1).max()
+    assert furthest <= (known - mean).norm(dim=1).mean() * 1.0001

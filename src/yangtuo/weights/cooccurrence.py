@@ -103,7 +103,8 @@ def map_rows(old: torch.Tensor, features: torch.Tensor, counts: torch.Tensor) ->
     """Rows for the tokens after `old` (num_old, hidden): float32 of shape (num_new, hidden).
 
     Ridge regression from features to rows over the old tokens that the text has, certain ones weighing more
-    (a linear map between embedding spaces, as in Mikolov et al. 2013). None where the text has too few of them.
+    (a linear map between embedding spaces, as in Mikolov et al. 2013). No new row stands further from the mean than
+    old ones do on average. None where the text has too few of them.
     """
     known = (counts[: len(old)] >= _MIN_COUNT).nonzero().ravel()
     if len(known) < 2:
@@ -122,5 +123,12 @@ def map_rows(old: torch.Tensor, features: torch.Tensor, counts: torch.Tensor) ->
     centred = (points - center) * weights.sqrt()
     gram = centred.T @ centred + _PENALTY * torch.eye(features.shape[1], dtype=torch.float64)
     solution: torch.Tensor = torch.linalg.solve(gram, product)
-    mapped: torch.Tensor = mean + (features[len(old) :].double() - center) @ solution
-    return mapped.float()
+    moved: torch.Tensor = (features[len(old) :].double() - center) @ solution
+    # Where few old rows are known the map overshoots, and new pieces would be said in the middle of English.
+    moved *= (_mean_distance(old, known, mean) / moved.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+    return (mean + moved).float()
+
+
+def _mean_distance(old: torch.Tensor, known: torch.Tensor, mean: torch.Tensor) -> float:
+    parts = (old[known[start : start + _CHUNK]].double() for start in range(0, len(known), _CHUNK))
+    return sum(float((part - mean).norm(dim=1).sum()) for part in parts) / len(known)
