@@ -16,7 +16,8 @@ import pytest
 
 from yangtuo import hub
 from yangtuo.data import records
-from yangtuo.data.readers import Division, read_documents, read_passages
+from yangtuo.data.exams import read_passages
+from yangtuo.data.readers import Division, read_documents
 from yangtuo.errors import DataError, FileError
 
 BOOK = (
@@ -104,7 +105,7 @@ def test_rows_say_their_encoding(tmp_path: Path) -> None:
 def test_passages_of_an_exam_are_its_lines_and_fields(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
     (tmp_path / "b.csv").write_text("question,A,B\nq,x,y\n", encoding="utf-8")
-    assert list(read_passages(tmp_path)) == ["one", "two", "q", "x", "y"]
+    assert [text for text, _ in read_passages(tmp_path)] == ["one", "two", "q", "x", "y"]
 
 
 FILES = {

@@ -330,3 +330,13 @@ def test_rehearsal_shows_blocks_and_writes_nothing(corpus: Path, pico_tokenizer:
     assert rehearsal.figures["parts"] == len(parts.plan_parts([corpus]))
     assert rehearsal.samples[0].stretches[0].pieces[0].kind == "control", "BOS begins the first document"
     assert "document 2" in "".join(text for text, _ in rehearsal.show())
+
+
+def test_two_sources_of_one_name_are_refused(pico_tokenizer: Path, tmp_path: Path) -> None:
+    """Their figures and their held-out documents could not be told apart."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "zh.txt").write_text("Once upon a time.", encoding="utf-8")
+    sources = (str(tmp_path / "one/zh.txt"), str(tmp_path / "two/zh.txt"))
+    with pytest.raises(ConfigError, match="name of its own"):
+        prepare.run(PrepareConfig(source=sources, tokenizer=str(pico_tokenizer), output=tmp_path / "out"))

@@ -98,13 +98,3 @@ def record_text(record: Record) -> str:
         + ", or a conversation: "
         + "; ".join(f"{shape.name}: {', '.join(shape.keys)}" for shape in SHAPES),
     )
-
-
-def read_passages(path: Path) -> Iterator[str]:
-    """The texts of an evaluation set: the lines of its text files, every text field of its rows."""
-    for file in records.list_files(path, (*records.TEXT_SUFFIXES, *records.RECORD_SUFFIXES)):
-        if records.suffix(file) in records.TEXT_SUFFIXES:
-            yield from (document.text for document in _from_text(file, "line"))
-        else:
-            for record in read_records(file):
-                yield from (value for value in record.values.values() if isinstance(value, str))

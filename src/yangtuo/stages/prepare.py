@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from yangtuo.data.filters import Filters
 from yangtuo.data.parts import Part, Treatment, make_part, make_parts, plan_parts
 from yangtuo.data.preview import Rehearsal, take_samples
 from yangtuo.data.statistics_page import write_page
-from yangtuo.errors import DataError, VocabularyError
+from yangtuo.errors import ConfigError, DataError, VocabularyError
 from yangtuo.hub import locate
 from yangtuo.options import Source, parse_shard, split_source
 from yangtuo.vocab.encoding import Encoder, load_encoder
@@ -42,7 +43,7 @@ def run(config: PrepareConfig) -> Artifact | Rehearsal:
     refuse_existing(output)
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     encoder = _load(config, tokenizer)
-    sources = [split_source(source) for source in config.source]
+    sources = _sources(config)
     parts = plan_parts([locate(source.path, is_data=True) for source in sources])
     treatment = _treatment(config, tokenizer, encoder)
     if config.dry_run:
@@ -63,6 +64,19 @@ def run(config: PrepareConfig) -> Artifact | Rehearsal:
     if not config.shard:
         console.note(f"{details['tokens']:,} tokens in {details['blocks']:,} blocks of {config.block_size}")
     return made.artifact
+
+
+def _sources(config: PrepareConfig) -> list[Source]:
+    sources = [split_source(source) for source in config.source]
+    twice = sorted(name for name, number in Counter(source.name for source in sources).items() if number > 1)
+    if twice:
+        raise ConfigError(
+            "every source needs a name of its own",
+            found=f"several sources named {', '.join(twice)}",
+            expected="a name before each path",
+            run="the same command with --source FIRST=PATH --source SECOND=PATH",
+        )
+    return sources
 
 
 def _load(config: PrepareConfig, tokenizer: Artifact) -> Encoder:
