@@ -94,7 +94,7 @@ def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
         # Each noun (ids 1, 3, 5, 7) stands between its own two neighbours; 40 ... 43 are other words for the nouns.
         new = bool(torch.randint(0, 2, (1,), generator=generator))
         documents.append([*words.tolist(), 11 + 2 * noun, 40 + noun if new else 1 + 2 * noun, 21 + 2 * noun])
-    company = keep_company(documents, 45, dimensions=16)
+    company = keep_company(documents, 40, 45, dimensions=16)
     rows = NewRows(num_old, [[2], [2], [2], [2], [4]], "cooccurrence", 0, company)
     for role in ("embedding", "head"):
         grown = grow(old, rows, role)
@@ -105,7 +105,7 @@ def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
 
 
 def test_text_without_the_base_leaves_the_means_of_the_sources() -> None:
-    company = keep_company([[4, 5, 4, 5, 4]], 6, dimensions=8)
+    company = keep_company([[4, 5, 4, 5, 4]], 4, 6, dimensions=8)
     rows = NewRows(4, [[0], [1]], "cooccurrence", 0, company)
     assert torch.equal(grow(OLD, rows, "embedding")[4:], OLD[:2])
 
@@ -115,7 +115,7 @@ def test_no_row_stands_further_out_than_old_ones_do() -> None:
     generator = torch.Generator().manual_seed(2)
     old = torch.randn(12, 32, generator=generator)
     documents = [torch.randint(0, 40, (400,), generator=generator).tolist() for _ in range(3)]
-    rows = NewRows(12, [[1]] * 28, "cooccurrence", 0, keep_company(documents, 40, dimensions=32))
+    rows = NewRows(12, [[1]] * 28, "cooccurrence", 0, keep_company(documents, 12, 40, dimensions=32))
     known = old[(rows.company.counts[:12] >= 10).nonzero().ravel()] if rows.company else old
     grown = grow(old, rows, "head")
     assert len(known) > 2
@@ -124,3 +124,9 @@ def test_no_row_stands_further_out_than_old_ones_do() -> None:
     mean = (weights * old).sum(dim=0) / weights.sum()
     furthest = (grown[12:] - mean).norm(dim=1).max()
     assert furthest <= (known - mean).norm(dim=1).mean() * 1.0001
+
+
+def test_old_rows_among_new_ones_are_kindred() -> None:
+    """A full stop that only the new language uses learns with it; one that both use stays."""
+    company = keep_company([[5, 0, 6, 0] * 20, [1, 2, 3, 2] * 20, [5, 2, 6] * 3], 5, 7, dimensions=4)
+    assert company.kindred(5) == [0]

@@ -19,7 +19,7 @@ from yangtuo.errors import ConfigError, LineageError, WeightsError
 from yangtuo.vocab.directory import copy_tokenizer, read_settings
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
-from yangtuo.weights.cooccurrence import keep_company
+from yangtuo.weights.cooccurrence import Company, keep_company
 from yangtuo.weights.embedding import GrownTensors, Init, NewRows
 from yangtuo.weights.layouts import open_checkpoint
 
@@ -41,7 +41,9 @@ def run(config: ExpandConfig) -> Artifact:
     company = None
     if init == "cooccurrence":
         documents = _documents([text.path for text in texts.values()], new)
-        company = keep_company(documents, new.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[1], config.seed)
+        company = keep_company(
+            documents, num_kept, new.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[1], config.seed
+        )
     rows = NewRows(num_kept, sources, init, config.seed, company)
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}) as made:
         made.hashes.update(write_weights(made.path, GrownTensors(checkpoint.tensors, rows), description="growing"))
@@ -55,7 +57,7 @@ def run(config: ExpandConfig) -> Artifact:
                 "base_vocabulary_size": old.vocabulary_size,
                 "new_rows": len(rows.sources),
                 "init": init,
-                "source_rows": _rows_of_the_script(old, sources),
+                "kindred_rows": _kindred_rows(old, sources, company),
                 "tied": bool(checkpoint.config.get("tie_word_embeddings")),
             },
         )
@@ -81,11 +83,12 @@ def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[
             yield from encoder.encode_arrays([text])
 
 
-def _rows_of_the_script(old: Encoder, sources: Sequence[Sequence[int]]) -> list[int]:
-    """The old rows that new pieces stand for and English does not use: bytes and characters beyond ASCII."""
-    used = sorted({one for source in sources for one in source})
+def _kindred_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
+    """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that stand among them."""
+    used = {one for source in sources for one in source}
     decoded = ((one, old.decode([one]).strip()) for one in used)
-    return [one for one, text in decoded if text and not any(character.isascii() for character in text)]
+    own = {one for one, text in decoded if text and not any(character.isascii() for character in text)}
+    return sorted(own.union(company.kindred(old.vocabulary_size) if company else ()))
 
 
 def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:

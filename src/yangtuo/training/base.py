@@ -100,15 +100,15 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
     """The ids of the pieces that `yangtuo expand` gave to the model or to what it was merged from; empty if unknown.
 
-    With them go the old rows beyond ASCII that they stand for, and `stop_ids`: a base that never saw its end of text
-    has the same row for it as for every unused token, and could not learn to stop.
+    With them go the old rows of the same language, and `stop_ids`: a base that never saw its end of text has the same
+    row for it as for every unused token, and could not learn to stop.
     """
     manifest = model.manifest
     while manifest is not None:
         if manifest.stage == "expand" and manifest.vocabulary_size is not None:
             first = manifest.vocabulary_size - int(manifest.details["new_rows"])
             added = range(first, manifest.vocabulary_size)
-            own = {*manifest.details.get("source_rows", ()), *(token for token in stop_ids if token < first)}
+            own = {*manifest.details.get("kindred_rows", ()), *(token for token in stop_ids if token < first)}
             return (*sorted(own), *added) if added else ()
         parent = manifest.parents.get("base") or manifest.parents.get("model")
         manifest = read_manifest(Path(parent.path)) if parent else None

@@ -37,10 +37,17 @@ class Company:
     around: torch.Tensor
     before: torch.Tensor
     counts: torch.Tensor
+    beside_new: torch.Tensor
+    """Share of each token's neighbours that are new tokens."""
+
+    def kindred(self, num_old: int) -> list[int]:
+        """The old rows that stand mostly among new ones: what the base has of the new language already."""
+        mostly = (self.beside_new[:num_old] > 0.5) & (self.counts[:num_old] >= _MIN_COUNT)
+        return [int(row) for row in mostly.nonzero().ravel()]
 
 
-def keep_company(documents: Iterable[Ids], num_rows: int, dimensions: int, seed: int = 0) -> Company:
-    """Counts the neighbours of each token in `documents` and factors the counts.
+def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensions: int, seed: int = 0) -> Company:
+    """Counts the neighbours of each token in `documents` and factors the counts; ids from `num_old` on are new.
 
     Positive pointwise mutual information, then a truncated singular value decomposition (Levy and Goldberg 2014).
     Memory grows with the number of different pairs, not with the text.
@@ -49,11 +56,14 @@ def keep_company(documents: Iterable[Ids], num_rows: int, dimensions: int, seed:
     dimensions = min(dimensions, _DIMENSIONS, num_rows - 1)
     frequency = torch.log(counts + 0.5)[:, None].float()
     frequency = (frequency - frequency.mean()) / frequency.std().clamp_min(1e-6)
-    features = [
+    beside = (following + following.transpose(0, 1)).coalesce()
+    around, before = (
         torch.cat([_factored(table, dimensions, seed), frequency], dim=1)
-        for table in ((following + following.transpose(0, 1)).coalesce(), following.transpose(0, 1).coalesce())
-    ]
-    return Company(features[0], features[1], counts)
+        for table in (beside, following.transpose(0, 1).coalesce())
+    )
+    (rows, columns), values = beside.indices(), beside.values()
+    new = torch.zeros(num_rows).index_add_(0, rows, values * (columns >= num_old))
+    return Company(around, before, counts, new / torch.zeros(num_rows).index_add_(0, rows, values).clamp_min(1e-12))
 
 
 def _count(documents: Iterable[Ids], num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
