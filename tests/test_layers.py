@@ -102,6 +102,6 @@ def test_the_command_line_loads_without_heavy_libraries() -> None:
 def test_stage_configs_keep_to_their_budget_of_options() -> None:
     from yangtuo.config import STAGES, TOOLS
 
-    raised = {"pretrain": 22, "sft": 25}  # docs/design/040-training.md says why
+    raised = {"pretrain": 23, "sft": 26}  # docs/design/040-training.md says why
     counts = {verb: len(dataclasses.fields(stage)) for verb, stage in {**STAGES, **TOOLS}.items()}
     assert {verb: count for verb, count in counts.items() if count > raised.get(verb, 14)} == {}

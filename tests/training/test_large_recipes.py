@@ -38,7 +38,7 @@ def inputs(pico_model: Path, tmp_path: Path) -> dict[str, str]:
     ("name", "sources", "own"),
     [
         ("llama-7b-zh.yaml", ["zh={zh}"], []),
-        ("llama-7b-zh-yangtuo.yaml", ["zh={zh}", "en={en}:0.2"], ["pretrain.bound=[en=9]"]),
+        ("llama-7b-zh-yangtuo.yaml", ["zh={zh}", "en={en}:0.2"], ["pretrain.bound=[en=9]", "expand.text=[{zh},{en}]"]),
     ],
 )
 def test_a_7b_recipe_runs_from_end_to_end(name: str, sources, own, inputs: dict[str, str], tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_7b_recipe_runs_from_end_to_end(name: str, sources, own, inputs: dict[
         f"sft.data=[{inputs['rows.json']}]",
         "sft.max_length=160",
         *[f"{step}.{option}" for step in ("pretrain", "sft") for option in training],
-        *own,
+        *[option.format(**inputs) for option in own],
     ]
     plan = pipeline.load(RECIPES / name, overrides, tmp_path / "out")
     made = pipeline.execute(plan, lambda verb: import_module(f"yangtuo.stages.{verb.replace(' ', '_')}").run)
@@ -71,6 +71,7 @@ def test_the_papers_settings_stand_in_its_recipe(monkeypatch: pytest.MonkeyPatch
         "alpha": 32,
         "embeddings": "full",
         "learning_rate": 2e-4,
+        "schedule": "cosine",
         "dtype": "float16",
         "sharding": "zero2",
     }

@@ -126,7 +126,10 @@ def test_no_row_stands_further_out_than_old_ones_do() -> None:
     assert furthest <= (known - mean).norm(dim=1).mean() * 1.0001
 
 
-def test_old_rows_among_new_ones_are_kindred() -> None:
-    """A full stop that only the new language uses learns with it; one that both use stays."""
-    company = keep_company([[5, 0, 6, 0] * 20, [1, 2, 3, 2] * 20, [5, 2, 6] * 3], 5, 7, dimensions=4)
-    assert company.kindred(5) == [0]
+def test_old_rows_that_only_the_new_language_needs_are_kindred() -> None:
+    """Its full stop learns with it; a line end that both need stays, and so does what the old language uses more."""
+    theirs = [5, 0, 6, 0, 4, 2] * 20
+    ours = [1, 2, 3, 2] * 2000 + [4]
+    assert keep_company([theirs, ours], 5, 7, dimensions=4).kindred(5) == [0, 4]
+    assert keep_company([theirs, ours, [4, 1] * 3000], 5, 7, dimensions=4).kindred(5) == [0]
+    assert keep_company([theirs], 5, 7, dimensions=4).kindred(5) == []  # nothing to compare with

@@ -84,7 +84,7 @@ def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[
 
 
 def _kindred_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
-    """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that stand among them."""
+    """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that its texts use."""
     used = {one for source in sources for one in source}
     decoded = ((one, old.decode([one]).strip()) for one in used)
     own = {one for one, text in decoded if text and not any(character.isascii() for character in text)}

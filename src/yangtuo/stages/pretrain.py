@@ -27,7 +27,7 @@ def run(config: PretrainConfig) -> Artifact:
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         adapted = base.load_adapted(model, earlier, base.end_ids(encoder), vars(config))
-        settings = loop.Settings.among(vars(config))
+        settings = base.settings(model, earlier, vars(config))
         dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         processes.first_does(lambda: base.finish_adapter(made.path, model.path))

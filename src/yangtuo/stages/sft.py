@@ -63,7 +63,7 @@ def run(config: SftConfig) -> Artifact | Rehearsal:
             dataset = Replayed(dataset, BlockDataset(replay.path), replayed.weight, config.seed)
         adapted = base.load_adapted(model, earlier, template.stop_ids(encoder), vars(config))
         apart = held_out(replay.path) if replay else []
-        settings = loop.Settings.among(vars(config))
+        settings = base.settings(model, earlier, vars(config))
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         processes.first_does(lambda: shutil.rmtree(made.path / _BLOCKS))
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()

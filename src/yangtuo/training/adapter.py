@@ -145,6 +145,17 @@ def is_new_rows(name: str) -> bool:
     return "trainable_tokens" in name
 
 
+def row_deviation(model: PeftModel, name: str) -> tuple[float, bool]:
+    """The standard deviation within a column of the matrix whose rows the parameter `name` trains, averaged over the
+    columns, and whether that matrix says what comes next: it is the head, or an embedding that is also the head.
+    """
+    base = model.get_base_model()
+    embedding, head = _embedding_names(base)
+    is_embedding = f".{embedding}." in name
+    module = base.get_input_embeddings() if is_embedding else base.get_output_embeddings()
+    return float(module.weight.detach().float().std(dim=0).mean()), not is_embedding or head is None
+
+
 def _settle(model: PeftModel) -> None:
     for module in model.modules():
         # PEFT would cast every layer's input to float32 before autocast casts it back.

@@ -115,6 +115,16 @@ def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
     return ()
 
 
+def has_fresh_rows(model: Artifact, earlier: Artifact | None) -> bool:
+    """Whether the model's new rows stand as `yangtuo expand` placed them, trained by nobody so far."""
+    return earlier is None and model.manifest is not None and model.manifest.stage == "expand"
+
+
+def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, Any]) -> loop.Settings:
+    """The loop's settings among the `options` of a verb, and what the model's own history says about them."""
+    return loop.Settings.among({**options, "fresh_rows": has_fresh_rows(model, earlier)})
+
+
 def end_ids(encoder: Encoder) -> tuple[int, ...]:
     """The id that ends a document, if the tokenizer has one."""
     return () if encoder.eos_id is None else (encoder.eos_id,)

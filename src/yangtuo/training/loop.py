@@ -31,8 +31,11 @@ from yangtuo.training.sharding import Sharding, trainer_options
 from yangtuo.training.watch import BEST, Watch, Watched
 
 WARMUP_SHARE = 0.03
+FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
+"""Learning rates of rows that no run has trained yet, in units of the matrix's standard deviation: AdamW moves every
+element by about its rate, and rows differ in size between models. By experiment, docs/lab-log.md."""
 NEW_ROWS_RATE = 2.5
-"""How much faster rows that start anew learn, where no rate is given: by experiment, docs/lab-log.md."""
+"""How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
 CHECKPOINTS = "checkpoints"
 _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
 _WEIGHTS = "adapter_model.safetensors"
@@ -40,6 +43,7 @@ _NAMED_BLOCKS = 8
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
 Keep = Literal["last", "best"]
+Schedule = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,9 @@ class Settings:
 
     learning_rate: float
     embedding_learning_rate: float | None = None
+    fresh_rows: bool = False
+    """Whether the new rows stand as `expand` placed them: without a rate of their own they then learn by their size."""
+    schedule: Schedule = "linear"
     rows_first: float = 0.0
     """Share of the steps, at the beginning, in which embedding and head learn alone."""
     epochs: float = 1.0
@@ -186,8 +193,8 @@ def train(
     return _finish(trainer, run, settings)
 
 
-def learning_rate_share(step: int, num_steps: int, first_step: int = 0) -> float:
-    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, cosine decay to zero.
+def learning_rate_share(step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear") -> float:
+    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero.
 
     Before `first_step` it is 0.
     """
@@ -197,7 +204,8 @@ def learning_rate_share(step: int, num_steps: int, first_step: int = 0) -> float
     warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
     if step < warmup:
         return (step + 1) / warmup  # never 0: a first step that moves nothing would hide that nothing can move
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+    gone = (step - warmup) / max(1, num_steps - warmup)
+    return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
 class _Trainer(Trainer):
@@ -224,7 +232,12 @@ class _Trainer(Trainer):
             assert optimizer is not None
             first = _rows_first_steps(self._settings, num_training_steps)
             shares = [
-                partial(learning_rate_share, num_steps=num_training_steps, first_step=0 if group["rows"] else first)
+                partial(
+                    learning_rate_share,
+                    num_steps=num_training_steps,
+                    first_step=0 if group["rows"] else first,
+                    schedule=self._settings.schedule,
+                )
                 for group in optimizer.param_groups
             ]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shares)  # type: ignore[arg-type]
@@ -344,24 +357,32 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
 
 
 def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
-    """AdamW's options, with embedding and head in a group of their own."""
+    """AdamW's options, with embedding and head in groups of their own."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    rows = [parameter for name, parameter in named if adapter.is_embedding(name)]
-    rest = [parameter for name, parameter in named if not adapter.is_embedding(name)]
-    ratio = NEW_ROWS_RATE if any(adapter.is_new_rows(name) for name, _ in named) else 1.0
-    rows_rate = settings.embedding_learning_rate or ratio * settings.learning_rate
-    groups = [
-        {"params": rest, "lr": settings.learning_rate, "rows": False},
-        {"params": rows, "lr": rows_rate, "rows": True},
-    ]
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in named:
+        rows = adapter.is_embedding(name)
+        rate = _rows_rate(model, name, settings) if rows else settings.learning_rate
+        groups.setdefault((rows, rate), []).append(parameter)
     return {
-        "params": [group for group in groups if group["params"]],
+        "params": [{"params": group, "lr": rate, "rows": rows} for (rows, rate), group in groups.items()],
         "lr": settings.learning_rate,
-        "betas": (0.9, 0.95),
         "weight_decay": 0.0,
         # A fused step hides from accelerate that float16 overflowed and nothing was done.
         "fused": settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16,
     }
+
+
+def _rows_rate(model: PeftModel, name: str, settings: Settings) -> float:
+    """Peak learning rate of the trainable parameter `name`, which belongs to embedding or head."""
+    if settings.embedding_learning_rate:
+        return settings.embedding_learning_rate
+    if not adapter.is_new_rows(name):
+        return settings.learning_rate
+    if not settings.fresh_rows:
+        return NEW_ROWS_RATE * settings.learning_rate
+    deviation, says_next = adapter.row_deviation(model, name)
+    return deviation * (FRESH_HEAD_RATE if says_next else FRESH_EMBEDDING_RATE)
 
 
 def _compute_layers_again(model: PeftModel) -> None:

@@ -23,6 +23,8 @@ _PENALTY = 0.1  # ridge; chosen by experiment, docs/design/011-expansion.md
 _MIN_COUNT = 10  # an old row that the text has less often says little
 _MAX_COUNT = 200.0  # beyond it, more occurrences add no certainty
 _DIMENSIONS = 512
+_NEW_LANGUAGE = 0.1  # a document with so many new tokens is one of the new language
+_RARE = 1e-3  # share of the other documents' tokens up to which a row can be spared there
 _PENDING = 1 << 22  # tokens between two additions to the table
 _CHUNK = 2048
 
@@ -37,13 +39,19 @@ class Company:
     around: torch.Tensor
     before: torch.Tensor
     counts: torch.Tensor
-    beside_new: torch.Tensor
-    """Share of each token's neighbours that are new tokens."""
+    counts_new: torch.Tensor
+    """How often each token stands in documents of the new language."""
 
     def kindred(self, num_old: int) -> list[int]:
-        """The old rows that stand mostly among new ones: what the base has of the new language already."""
-        mostly = (self.beside_new[:num_old] > 0.5) & (self.counts[:num_old] >= _MIN_COUNT)
-        return [int(row) for row in mostly.nonzero().ravel()]
+        """The old rows that documents of the new language use more than the others do, by their shares, and that the
+        others hardly need: what the base has of the new language already. None without other documents.
+        """
+        here, elsewhere = self.counts_new, self.counts - self.counts_new
+        if not elsewhere.sum():
+            return []
+        share = elsewhere / elsewhere.sum()
+        chosen = (here / here.sum().clamp_min(1) > share) & (share <= _RARE) & (here >= _MIN_COUNT)
+        return [int(row) for row in chosen[:num_old].nonzero().ravel()]
 
 
 def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensions: int, seed: int = 0) -> Company:
@@ -52,7 +60,7 @@ def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensio
     Positive pointwise mutual information, then a truncated singular value decomposition (Levy and Goldberg 2014).
     Memory grows with the number of different pairs, not with the text.
     """
-    following, counts = _count(documents, num_rows)
+    following, counts, counts_new = _count(documents, num_old, num_rows)
     dimensions = min(dimensions, _DIMENSIONS, num_rows - 1)
     frequency = torch.log(counts + 0.5)[:, None].float()
     frequency = (frequency - frequency.mean()) / frequency.std().clamp_min(1e-6)
@@ -61,15 +69,15 @@ def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensio
         torch.cat([_factored(table, dimensions, seed), frequency], dim=1)
         for table in (beside, following.transpose(0, 1).coalesce())
     )
-    (rows, columns), values = beside.indices(), beside.values()
-    new = torch.zeros(num_rows).index_add_(0, rows, values * (columns >= num_old))
-    return Company(around, before, counts, new / torch.zeros(num_rows).index_add_(0, rows, values).clamp_min(1e-12))
+    return Company(around, before, counts, counts_new)
 
 
-def _count(documents: Iterable[Ids], num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A sparse table (num_rows, num_rows) of how often column follows row, and the number of each token."""
+def _count(documents: Iterable[Ids], num_old: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A sparse table (num_rows, num_rows) of how often column follows row, and the number of each token: in all, and
+    in documents of the new language.
+    """
     table = _table(torch.empty(2, 0, dtype=torch.long), torch.empty(0), num_rows)
-    counts = torch.zeros(num_rows, dtype=torch.float64)
+    counts, counts_new = torch.zeros(2, num_rows, dtype=torch.float64)
     pending: list[torch.Tensor] = []
 
     def add() -> torch.Tensor:
@@ -80,11 +88,14 @@ def _count(documents: Iterable[Ids], num_rows: int) -> tuple[torch.Tensor, torch
 
     for document in documents:
         ids = torch.from_numpy(np.array(document, dtype=np.int64))
-        counts += torch.bincount(ids, minlength=num_rows)
+        found = torch.bincount(ids, minlength=num_rows)
+        counts += found
+        if found[num_old:].sum() >= _NEW_LANGUAGE * len(ids):
+            counts_new += found
         pending.append(ids)
         if sum(map(len, pending)) >= _PENDING:
             table = add()
-    return (add() if pending else table), counts
+    return (add() if pending else table), counts, counts_new
 
 
 def _table(indices: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
