@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from yangtuo.errors import LineageError, TrainingError
-from yangtuo.training import loop
 from yangtuo.training.adapter import AdapterShape, attach, continue_from, count_trainable, linear_layers
 
 SEVEN = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -41,49 +38,6 @@ def test_embedding_rows_that_learn(pico_model: Path, pico_tied_model: Path, embe
 def test_new_rows_need_to_be_known(pico_model: Path) -> None:
     with pytest.raises(TrainingError, match="which rows are new"):
         attach(load(pico_model), AdapterShape(rank=4, alpha=8, embeddings="new"))
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_fresh_rows_learn_by_the_size_of_their_matrix(pico_model: Path, pico_tied_model: Path, tied: bool) -> None:
-    """A rate that suits one base would stand still or explode on another; trained rows and given rates stay."""
-    loaded = load(pico_tied_model if tied else pico_model)
-    with torch.no_grad():
-        loaded.get_input_embeddings().weight.mul_(3)
-    model = attach(loaded, AdapterShape(rank=4, alpha=8, embeddings="new", new_rows=range(390, 400)))
-
-    def rates(**changed: Any) -> dict[str, float]:
-        settings = loop.Settings(learning_rate=1e-3, **changed)
-        groups = loop._optimizer_options(model, settings)["params"]
-        found = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-        named = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        assert len(found) == len(named)
-        return {
-            part: found[id(one)]
-            for name, one in named.items()
-            for part in ("embed_tokens", "lm_head", "q_proj")
-            if part in name
-        }
-
-    size = {
-        "embed_tokens": loaded.get_input_embeddings().weight.float().std(dim=0).mean().item(),
-        "lm_head": loaded.get_output_embeddings().weight.float().std(dim=0).mean().item(),
-    }
-    expected = {"embed_tokens": (0.04 if tied else 0.15) * size["embed_tokens"], "q_proj": 1e-3}
-    if not tied:
-        expected["lm_head"] = 0.04 * size["lm_head"]
-        assert size["embed_tokens"] > 2 * size["lm_head"]
-    assert rates(fresh_rows=True) == pytest.approx(expected)
-    assert set(rates().values()) == {1e-3, loop.NEW_ROWS_RATE * 1e-3}
-    assert set(rates(fresh_rows=True, embedding_learning_rate=5e-4).values()) == {1e-3, 5e-4}
-
-
-def test_learning_rates_decay_as_asked() -> None:
-    """100 steps: 3 of warm-up, then a line or a cosine to zero."""
-    for schedule, quarter in (("linear", 0.75), ("cosine", 0.5 * (1 + math.cos(math.pi / 4)))):
-        shares = [loop.learning_rate_share(step, 103, schedule=schedule) for step in range(103)]
-        assert shares[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, shares[4]]) and shares[4] == 1.0
-        assert shares[4 + 99 // 4] == pytest.approx(quarter, abs=0.02)
-        assert 0 < shares[-1] < 0.02
 
 
 def test_an_earlier_adapter_goes_on_learning_and_must_fit(pico_model: Path, tmp_path: Path) -> None:

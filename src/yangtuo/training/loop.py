@@ -24,18 +24,12 @@ from transformers.utils import logging as transformers_logging
 
 from yangtuo import console
 from yangtuo.errors import TrainingError
-from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes
+from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates
 from yangtuo.training.journal import Journal
 from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.sharding import Sharding, trainer_options
 from yangtuo.training.watch import BEST, Watch, Watched
 
-WARMUP_SHARE = 0.03
-FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
-"""Learning rates of rows that no run has trained yet, in units of the matrix's standard deviation: AdamW moves every
-element by about its rate, and rows differ in size between models. By experiment, docs/lab-log.md."""
-NEW_ROWS_RATE = 2.5
-"""How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
 CHECKPOINTS = "checkpoints"
 _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
 _WEIGHTS = "adapter_model.safetensors"
@@ -43,7 +37,6 @@ _NAMED_BLOCKS = 8
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
 Keep = Literal["last", "best"]
-Schedule = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +47,7 @@ class Settings:
     embedding_learning_rate: float | None = None
     fresh_rows: bool = False
     """Whether the new rows stand as `expand` placed them: without a rate of their own they then learn by their size."""
-    schedule: Schedule = "linear"
+    schedule: rates.Schedule = "linear"
     rows_first: float = 0.0
     """Share of the steps, at the beginning, in which embedding and head learn alone."""
     epochs: float = 1.0
@@ -187,25 +180,10 @@ def train(
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
             rows_first_steps=_rows_first_steps(settings, num_steps),
         )
-        for line in made.lines():
+        for line in (*made.lines(), trainer.rates_line):
             console.note(line)
         _drive(trainer, run, resumed)
     return _finish(trainer, run, settings)
-
-
-def learning_rate_share(step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear") -> float:
-    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero.
-
-    Before `first_step` it is 0.
-    """
-    step, num_steps = step - first_step, num_steps - first_step
-    if step < 0:
-        return 0.0
-    warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
-    if step < warmup:
-        return (step + 1) / warmup  # never 0: a first step that moves nothing would hide that nothing can move
-    gone = (step - warmup) / max(1, num_steps - warmup)
-    return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
 class _Trainer(Trainer):
@@ -214,11 +192,13 @@ class _Trainer(Trainer):
     def __init__(
         self, model: PeftModel, arguments: TrainingArguments, dataset: OrderedBlocks, settings: Settings
     ) -> None:
+        options = _optimizer_options(model, settings)
+        self.rates_line = rates.describe(options["params"])
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            optimizer_cls_and_kwargs=(torch.optim.AdamW, _optimizer_options(model, settings)),
+            optimizer_cls_and_kwargs=(torch.optim.AdamW, options),
         )
         self.remove_callback(PrinterCallback)
         self._settings = settings
@@ -233,7 +213,7 @@ class _Trainer(Trainer):
             first = _rows_first_steps(self._settings, num_training_steps)
             shares = [
                 partial(
-                    learning_rate_share,
+                    rates.share_of_peak,
                     num_steps=num_training_steps,
                     first_step=0 if group["rows"] else first,
                     schedule=self._settings.schedule,
@@ -357,32 +337,16 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
 
 
 def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
-    """AdamW's options, with embedding and head in groups of their own."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in named:
-        rows = adapter.is_embedding(name)
-        rate = _rows_rate(model, name, settings) if rows else settings.learning_rate
-        groups.setdefault((rows, rate), []).append(parameter)
+    groups = rates.parameter_groups(
+        model, settings.learning_rate, settings.embedding_learning_rate, fresh=settings.fresh_rows
+    )
     return {
-        "params": [{"params": group, "lr": rate, "rows": rows} for (rows, rate), group in groups.items()],
+        "params": groups,
         "lr": settings.learning_rate,
         "weight_decay": 0.0,
         # A fused step hides from accelerate that float16 overflowed and nothing was done.
         "fused": settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16,
     }
-
-
-def _rows_rate(model: PeftModel, name: str, settings: Settings) -> float:
-    """Peak learning rate of the trainable parameter `name`, which belongs to embedding or head."""
-    if settings.embedding_learning_rate:
-        return settings.embedding_learning_rate
-    if not adapter.is_new_rows(name):
-        return settings.learning_rate
-    if not settings.fresh_rows:
-        return NEW_ROWS_RATE * settings.learning_rate
-    deviation, says_next = adapter.row_deviation(model, name)
-    return deviation * (FRESH_HEAD_RATE if says_next else FRESH_EMBEDDING_RATE)
 
 
 def _compute_layers_again(model: PeftModel) -> None:

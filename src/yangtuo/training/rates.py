@@ -1,0 +1,73 @@
+"""How fast what learns: peak learning rates by group of parameters, and the share of them at each step.
+
+The figures stand by experiment (docs/lab-log.md, docs/design/040-training.md); this module knows nothing of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from peft import PeftModel
+from torch import nn
+
+from yangtuo.training import adapter
+
+WARMUP_SHARE = 0.03
+FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
+"""Learning rates of rows that no run has trained yet, in units of the matrix's standard deviation: AdamW moves every
+element by about its rate, and rows differ in size between models."""
+NEW_ROWS_RATE = 2.5
+"""How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
+
+Schedule = Literal["linear", "cosine"]
+
+
+def parameter_groups(
+    model: PeftModel, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """An optimizer's groups of all that learns in `model`, with `lr`; `rows` tells those of embedding and head.
+
+    Without `embedding_learning_rate`, rows that are `fresh` learn at a rate by the size of their matrix.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rows, rate = adapter.is_embedding(name), learning_rate
+            if rows:
+                rate = embedding_learning_rate or _rows_rate(model, name, learning_rate, fresh)
+            groups.setdefault((rows, rate), []).append(parameter)
+    return [{"params": group, "lr": rate, "rows": rows} for (rows, rate), group in groups.items()]
+
+
+def describe(groups: Sequence[dict[str, Any]]) -> str:
+    """The peak rates of `parameter_groups` in a line."""
+    lora, rows = (
+        " and ".join(f"{group['lr']:.2g}" for group in groups if group["rows"] is kind) for kind in (False, True)
+    )
+    return f"learns: at {lora} at most" + (f", embedding and head at {rows}" if rows else "")
+
+
+def share_of_peak(step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear") -> float:
+    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero.
+
+    Before `first_step` it is 0.
+    """
+    step, num_steps = step - first_step, num_steps - first_step
+    if step < 0:
+        return 0.0
+    warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup  # never 0: a first step that moves nothing would hide that nothing can move
+    gone = (step - warmup) / max(1, num_steps - warmup)
+    return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+
+
+def _rows_rate(model: PeftModel, name: str, learning_rate: float, fresh: bool) -> float:
+    if not adapter.is_new_rows(name):
+        return learning_rate
+    if not fresh:
+        return NEW_ROWS_RATE * learning_rate
+    deviation, says_next = adapter.row_deviation(model, name)
+    return deviation * (FRESH_HEAD_RATE if says_next else FRESH_EMBEDDING_RATE)
