@@ -46,7 +46,7 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
     lora, rows = (
         " and ".join(f"{group['lr']:.2g}" for group in groups if group["rows"] is kind) for kind in (False, True)
     )
-    return f"learns: at {lora} at most" + (f", embedding and head at {rows}" if rows else "")
+    return f"peak rates: {lora}" + (f", embedding and head {rows}" if rows else "")
 
 
 def share_of_peak(step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear") -> float:
