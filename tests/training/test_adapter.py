@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from yangtuo.errors import LineageError, TrainingError
-from yangtuo.training.adapter import AdapterShape, attach, continue_from, count_trainable, linear_layers
+from yangtuo.training.adapter import (
+    AdapterShape,
+    attach,
+    continue_from,
+    count_trainable,
+    linear_layers,
+    require_written,
+)
 
 SEVEN = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -56,3 +64,15 @@ def test_an_earlier_adapter_goes_on_learning_and_must_fit(pico_model: Path, tmp_
     smaller.resize_token_embeddings(300, mean_resizing=False)
     with pytest.raises(LineageError, match="does not fit"):
         continue_from(smaller, tmp_path / "first")
+
+
+def test_what_was_written_is_compared_with_what_was_trained(tmp_path: Path) -> None:
+    """A disk that lies, or a tensor left out of the file, must not be found weeks later."""
+    trained = {"a": torch.ones(2, 3), "b": torch.zeros(4)}
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(trained, path)
+    require_written(path, trained)
+    for written in ({"a": trained["a"]}, {**trained, "b": torch.full((4,), 1e-7)}, {**trained, "c": torch.ones(1)}, {}):
+        save_file(written, path)
+        with pytest.raises(TrainingError, match="does not hold what was trained"):
+            require_written(path, trained)
