@@ -1,8 +1,9 @@
-"""Claim: a 7B-shaped model grows in under 2 GB of memory, whatever its number of layers.
+"""Claim: a 7B-shaped model grows in under 2 GB of memory, whatever its number of layers, text read or not.
 
 Writes a model of LLaMA-7B's widths in float16 (`--layers` of its 32), joins 17,000 Chinese pieces to its tokenizer,
 and grows it in a process of its own; the peer is transformers' `resize_token_embeddings` and `save_pretrained`, in
-another. Prints the peak memory and the seconds of both.
+another. A third run places rows by text, which it counts, and passes through the model for the fit of the head.
+Prints the peak memory and the seconds of each.
 
     python benchmarks/expand_memory.py [--layers 4]
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from pathlib import Path
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 OURS = (
     "from yangtuo.cli import invoke; "
-    "invoke(['expand', '--model', {model!r}, '--tokenizer', {tokenizer!r}, '--output', {output!r}])"
+    "invoke(['expand', '--model', {model!r}, '--tokenizer', {tokenizer!r}, '--output', {output!r}, *{text!r}])"
 )
 PEER = (
     "import torch; from transformers import AutoModelForCausalLM; "
@@ -83,9 +85,13 @@ def main() -> None:
         size = sum(file.stat().st_size for file in (home / "model").iterdir()) / 1e9
         print(f"{layers} layers of LLaMA-7B's widths, {size:.1f} GB in float16, 32,000 -> {rows:,} rows")
         values = {"model": str(home / "model"), "tokenizer": str(home / "tokenizer"), "rows": rows}
-        for who, code in (("yangtuo expand", OURS), ("transformers", PEER)):
-            peak, seconds = run(code.format(**values, output=str(home / who.split()[0])))
-            print(f"{who:<16} peak {peak:.2f} GB, {seconds:.1f} s", flush=True)
+        text = [word for language in ("zh", "en") for word in ("--text", str(DATA / "corpora" / language))]
+        for number, (who, code, options) in enumerate(
+            (("yangtuo expand", OURS, []), ("transformers", PEER, []), ("yangtuo expand --text", OURS, text))
+        ):
+            peak, seconds = run(code.format(**values, text=options, output=str(home / str(number))))
+            shutil.rmtree(home / str(number))
+            print(f"{who:<22} peak {peak:.2f} GB, {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

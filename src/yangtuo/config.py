@@ -141,8 +141,11 @@ class ExpandConfig(StageConfig):
     mean of all rows; or random. When not given, cooccurrence with --text and subtoken-mean without."""
     text: InputPaths = ()
     """Texts in the new language and in the base's own, for cooccurrence, such as those to train on; repeatable."""
+    fit_head: bool = True
+    """With cooccurrence: fit the head's new rows to the states that the model reaches in --text: one pass over at most
+    16,000 tokens, a layer in memory at a time."""
     seed: int = 0
-    """Seed of random rows, and of the factors of cooccurrence."""
+    """Seed of random rows, of the factors of cooccurrence and of the fit."""
 
 
 @Parameter(name="*")

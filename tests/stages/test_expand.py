@@ -127,3 +127,37 @@ def test_cooccurrence_without_text_is_refused(pico_model: Path, tokenizer: Path,
     with pytest.raises(ConfigError, match="needs text"):
         expand.run(config)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])
+def test_the_head_is_fitted_to_the_text_and_nothing_else_moves(
+    fixture: str, tokenizer: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    line = "Once upon a time 小镇 was a cat 河 and a 小 dog. "
+    (tmp_path / "text.txt").write_text(line * 4000, encoding="utf-8")
+    base: Path = request.getfixturevalue(fixture)
+    placed, fitted = (
+        expand.run(
+            ExpandConfig(
+                model=str(base),
+                tokenizer=str(tokenizer),
+                text=(str(tmp_path / "text.txt"),),
+                fit_head=fit_head,
+                output=tmp_path / name,
+            )
+        )
+        for name, fit_head in (("placed", False), ("fitted", True))
+    )
+    assert placed.manifest and fitted.manifest
+    assert placed.manifest.details["fitted_tokens"] == 0 < fitted.manifest.details["fitted_tokens"]
+    one, other = (load_file(artifact.path / "model.safetensors") for artifact in (placed, fitted))
+    old = load_encoder(base).vocabulary_size
+    head = "lm_head.weight" if "lm_head.weight" in one else "model.embed_tokens.weight"
+    assert [name for name in one if not torch.equal(one[name], other[name])] == [head]
+    assert torch.equal(one[head][:old], other[head][:old])
+    ids = torch.tensor([load_encoder(tokenizer).encode(line * 8)])
+    losses = []
+    for artifact in (placed, fitted):
+        with torch.inference_mode():
+            losses.append(float(AutoModelForCausalLM.from_pretrained(artifact.path)(ids, labels=ids).loss))
+    assert losses[1] < losses[0], losses

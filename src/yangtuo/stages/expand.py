@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from yangtuo import console
 from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
@@ -21,7 +22,9 @@ from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
 from yangtuo.weights.cooccurrence import Company, keep_company
 from yangtuo.weights.embedding import GrownTensors, Init, NewRows
+from yangtuo.weights.fitting import WindowSample, fit_rows
 from yangtuo.weights.layouts import open_checkpoint
+from yangtuo.weights.states import last_states
 
 _TEMPLATE = "chat_template.jinja"
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
@@ -38,15 +41,17 @@ def run(config: ExpandConfig) -> Artifact:
     num_kept = _kept_rows(config, checkpoint, old, new)
     sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
     texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
-    company = None
+    company, sample = None, WindowSample(new.bos_id)
     if init == "cooccurrence":
-        documents = _documents([text.path for text in texts.values()], new)
-        company = keep_company(
-            documents, num_kept, new.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[1], config.seed
-        )
+        documents = sample.passing(_documents([text.path for text in texts.values()], new))
+        hidden = checkpoint.tensors.shape(EMBEDDING)[1]
+        company = keep_company(documents, num_kept, new.vocabulary_size, hidden, config.seed)
     rows = NewRows(num_kept, sources, init, config.seed, company)
+    grown = GrownTensors(checkpoint.tensors, rows)
+    fits = init == "cooccurrence" and config.fit_head
+    fitted_tokens = _fit_head(grown, checkpoint, sample.windows(), config) if fits else 0
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}) as made:
-        made.hashes.update(write_weights(made.path, GrownTensors(checkpoint.tensors, rows), description="growing"))
+        made.hashes.update(write_weights(made.path, grown, description="growing"))
         _copy_tokenizer(model.path, tokenizer.path, made.path)
         _write_config(made.path, checkpoint, new)
         made.describe(
@@ -57,6 +62,7 @@ def run(config: ExpandConfig) -> Artifact:
                 "base_vocabulary_size": old.vocabulary_size,
                 "new_rows": len(rows.sources),
                 "init": init,
+                "fitted_tokens": fitted_tokens,
                 "kindred_rows": _kindred_rows(old, sources, company),
                 "tied": bool(checkpoint.config.get("tie_word_embeddings")),
             },
@@ -74,6 +80,18 @@ def _chosen_init(config: ExpandConfig) -> Init:
             run="the same command with --text PATH, or with --init subtoken-mean",
         )
     return config.init or ("cooccurrence" if config.text else "subtoken-mean")
+
+
+def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: torch.Tensor, config: ExpandConfig) -> int:
+    """Fits the head's new rows to the states that the grown model reaches in text; returns in how many tokens of it."""
+    states = last_states(checkpoint.config, grown, windows)
+    rows = None if states is None else fit_rows(grown.head(), grown.num_kept, windows, states, config.seed)
+    if rows is None:
+        reason = "this architecture's states cannot be computed" if states is None else "the text shows no gain"
+        console.note(f"the head's new rows stay as cooccurrence placed them, without a fit: {reason}")
+        return 0
+    grown.replace_new_in_head(rows)
+    return windows.numel()
 
 
 def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[np.int32]]:

@@ -108,6 +108,13 @@ class GrownTensors:
         self._rows = rows
         untied = HEAD in tensors.names()
         self._roles: dict[str, Role] = {EMBEDDING: "embedding" if untied else "tied", HEAD: "head"}
+        self._head_name = HEAD if untied else EMBEDDING
+        self._fitted: torch.Tensor | None = None
+
+    @property
+    def num_kept(self) -> int:
+        """Old rows that keep their place."""
+        return self._rows.num_kept
 
     def names(self) -> list[str]:
         """Names of all tensors."""
@@ -125,4 +132,17 @@ class GrownTensors:
     def get(self, name: str) -> torch.Tensor:
         """The tensor, grown where it has a row for each piece."""
         tensor = self._tensors.get(name)
-        return grow(tensor, self._rows, self._roles[name]) if name in self._roles else tensor
+        if name not in self._roles:
+            return tensor
+        grown = grow(tensor, self._rows, self._roles[name])
+        if self._fitted is not None and name == self._head_name:
+            grown[self._rows.num_kept :] = self._fitted
+        return grown
+
+    def head(self) -> torch.Tensor:
+        """The grown matrix (rows, hidden) that says the next token: the head, or the embedding where they are tied."""
+        return self.get(self._head_name)
+
+    def replace_new_in_head(self, rows: torch.Tensor) -> None:
+        """Sets the head's new rows (num_new, hidden); those of the embedding too where they are tied."""
+        self._fitted = rows.to(self.dtype(self._head_name))

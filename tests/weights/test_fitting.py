@@ -1,0 +1,132 @@
+"""Fitting a head's new rows: windows of the text, the states there, and rows that say the text better."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from yangtuo.weights import fitting
+from yangtuo.weights.fitting import WindowSample, fit_rows
+from yangtuo.weights.layouts import open_checkpoint
+from yangtuo.weights.states import last_states
+
+OLD, NEW, HIDDEN = 20, 12, 16
+
+
+def test_windows_are_spread_evenly_over_a_stream_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_NUM_WINDOWS", 8)
+    monkeypatch.setattr(fitting, "_WINDOW", 4)
+    documents = [np.arange(start, start + 7, dtype=np.int32) for start in range(100, 800, 7)]
+    sample = WindowSample(bos_id=1)
+    assert list(sample.passing(documents)) == documents
+    stream = [token for document in documents for token in (1, *document.tolist())]
+    windows = sample.windows().tolist()
+    assert 4 <= len(windows) < 8
+    found = [stream.index(window[1]) // 4 for window in windows]
+    assert windows == [stream[4 * place : 4 * place + 4] for place in found]
+    assert {after - before for before, after in itertools.pairwise(found)} == {32}
+
+
+def test_a_stream_shorter_than_a_window_gives_none() -> None:
+    sample = WindowSample(bos_id=None)
+    assert [len(document) for document in sample.passing([np.arange(5, dtype=np.int32)])] == [5]
+    assert sample.windows().shape == (0, fitting._WINDOW)
+
+
+def speech(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A head, and windows of a new and of an old language with the states from which the head says them."""
+    head = torch.randn(OLD + NEW, HIDDEN, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    new, old = (torch.randint(*span, (100, 64), generator=generator) for span in ((OLD, OLD + NEW), (0, OLD)))
+    windows = torch.stack([new, old], dim=1).flatten(0, 1)
+    states = head[torch.roll(windows, -1, dims=1)]
+    return head, windows, states + torch.randn(states.shape, generator=generator)
+
+
+def nats(head: torch.Tensor, windows: torch.Tensor, states: torch.Tensor) -> tuple[float, float]:
+    """Cross-entropy of the new language and of the old one."""
+    losses = torch.nn.functional.cross_entropy(
+        (states[:, :-1] @ head.T).flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
+    ).view(len(windows), -1)
+    return float(losses[::2].mean()), float(losses[1::2].mean())
+
+
+def test_rows_that_stand_askew_are_turned_to_where_they_say_the_text() -> None:
+    head, windows, states = speech()
+    turn = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(1))).Q
+    askew = torch.cat([head[:OLD], 0.5 * head[OLD:] + 0.5 * head[OLD:] @ turn + 0.3])
+    rows = fit_rows(askew, OLD, windows, states)
+    assert rows is not None and rows.shape == (NEW, HIDDEN)
+    _, *unseen = speech(2)
+    before, after = nats(askew, *unseen), nats(torch.cat([askew[:OLD], rows]), *unseen)
+    assert after[0] < 0.5 * before[0] and after[1] < before[1] + 0.01, (before, after)
+
+
+def test_the_old_language_does_not_pay() -> None:
+    """New rows that stay out of the old language's way are not brought forward at its cost."""
+    head, windows, states = speech()
+    states[:, :, 0], head[OLD:, 0] = 1.0, -4.0  # nothing tells the languages apart, and new rows hold back
+    quiet = head.clone()
+    rows = fit_rows(quiet, OLD, windows, states)
+    before = nats(quiet, windows, states)
+    after = before if rows is None else nats(torch.cat([quiet[:OLD], rows]), windows, states)
+    assert after[1] < before[1] + 0.1, (before, after)
+
+
+@pytest.mark.parametrize("made", [(), (5.0,), (5.0, -1.0, -5.0)])
+def test_what_other_windows_do_not_confirm_is_not_taken(
+    made: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all passes the best one counts, and only where it beats the rows as they were."""
+    head, windows, states = speech()
+    askew = torch.cat([head[:OLD], head[OLD:] + 1.0])
+    none = torch.zeros(HIDDEN, HIDDEN)
+    monkeypatch.setattr(fitting, "_learn", lambda *_: (fitting._Map(none, torch.full((HIDDEN,), off)) for off in made))
+    rows = fit_rows(askew, OLD, windows, states)
+    assert (rows is not None) is (-1.0 in made)
+    if rows is not None:
+        torch.testing.assert_close(rows, head[OLD:])
+
+
+def test_the_folded_map_gives_the_same_logits() -> None:
+    head, _, states = speech()
+    generator = torch.Generator().manual_seed(3)
+    learned = fitting._Map(torch.randn(HIDDEN, HIDDEN, generator=generator), torch.randn(HIDDEN, generator=generator))
+    rows = head[OLD:]
+    torch.testing.assert_close(
+        states[0] @ learned.folded_into(rows).T, learned.logits(states[0], rows, rows.mean(dim=0)), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_text_without_new_tokens_fits_nothing() -> None:
+    head, windows, states = speech()
+    assert fit_rows(head, OLD, windows % OLD, states) is None
+    assert fit_rows(head, OLD, windows[:0], states[:0]) is None
+
+
+@pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])
+def test_states_are_those_of_the_whole_model(fixture: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(fixture)
+    windows = torch.randint(3, 200, (40, 16), generator=torch.Generator().manual_seed(0))
+    checkpoint = open_checkpoint(path)
+    states = last_states(checkpoint.config, checkpoint.tensors, windows)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.inference_mode():
+        expected = model.model(windows, use_cache=False).last_hidden_state
+    assert states is not None and states.dtype == model.dtype
+    torch.testing.assert_close(states.float(), expected.float(), rtol=0.02, atol=0.02)
+
+
+def test_an_architecture_that_is_not_known_has_no_states(pico_model: Path) -> None:
+    checkpoint = open_checkpoint(pico_model)
+    config = json.loads((pico_model / "config.json").read_text(encoding="utf-8")) | {"model_type": "unheard-of"}
+    assert last_states(config, checkpoint.tensors, torch.zeros(1, 4, dtype=torch.long)) is None
+    assert (
+        last_states({**config, "model_type": "gpt2"}, checkpoint.tensors, torch.zeros(1, 4, dtype=torch.long)) is None
+    )
