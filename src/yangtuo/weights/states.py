@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from yangtuo import console
 from yangtuo.weights.checkpoint import EMBEDDING, Tensors
 
-_AT_ONCE = 32  # windows in a forward pass
+_AT_ONCE = 16  # windows in a forward pass
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -50,12 +50,12 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     if not set(dict(backbone.named_parameters())) <= set(weights):
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    embedding = tensors.get(EMBEDDING)
+    embedded = tensors.get(EMBEDDING)[windows]
     cpu_offload(backbone.eval(), device, state_dict=weights)
     states = []
-    with torch.no_grad(), console.progress("fitting", len(windows), "windows") as bar:
-        for part in torch.split(windows, _AT_ONCE):
-            embedded = embedding[part].to(device, dtype)
-            states.append(backbone(inputs_embeds=embedded, use_cache=False).last_hidden_state.to("cpu"))
+    with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:
+        for part in torch.split(embedded, _AT_ONCE):
+            inputs = part.to(device, dtype)
+            states.append(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state.to("cpu"))
             bar.advance(len(part))
     return torch.cat(states)
