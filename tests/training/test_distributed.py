@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from yangtuo.config import PrepareConfig
-from yangtuo.stages import prepare
+from yangtuo.config import ExpandConfig, PrepareConfig, TokenizerMergeConfig
+from yangtuo.stages import expand, prepare, tokenizer_merge
 from yangtuo.training.journal import read_metrics
+from yangtuo.vocab.pieces import sentencepiece_pieces
 
 RUN = """
 import json, os, signal, sys, warnings
@@ -132,4 +133,53 @@ def test_a_sharded_run_that_was_killed_goes_on(values: dict, single, sharding: s
     assert losses_of(output) == pytest.approx(losses, rel=2e-4)
     expected, found = (load_file(path / "adapter_model.safetensors") for path in (whole, output))
     for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-3)
+
+
+@pytest.fixture(scope="module")
+def grown(values: dict, pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The same run on a model grown by a few pieces: new rows alone learn, at rates by their size."""
+    directory = tmp_path_factory.mktemp("grown")
+    (directory / "text").mkdir()
+    for number in range(8):
+        lines = [f"小镇 door {line} 河 {number * line % 7} 小狗 slept." for line in range(10)]
+        (directory / f"text/{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    (directory / "pieces.model").write_bytes(sentencepiece_pieces(["小", "镇", "小镇", "河", "狗"]))
+    pieces = str(directory / "pieces.model")
+    tokenizer = tokenizer_merge.run(
+        TokenizerMergeConfig(base=str(pico_tokenizer), pieces=pieces, output=directory / "tokenizer")
+    )
+    model = expand.run(ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer.path), output=directory / "model"))
+    data = prepare.run(
+        PrepareConfig(
+            source=(f"zh={directory / 'text'}",),
+            tokenizer=str(model.path),
+            output=directory / "data",
+            block_size=32,
+            held_out=0.2,
+        )
+    )
+    return {**values, "model": str(model.path), "data": str(data.path)}
+
+
+@pytest.fixture(scope="module")
+def grown_single(grown: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, float], Path]:
+    output = tmp_path_factory.mktemp("grown-single") / "adapter"
+    return run(grown, output, 1), output
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    ["none", "fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)],
+)
+def test_new_rows_alone_learn_in_two_processes_as_in_one(
+    grown: dict, grown_single, sharding: str, tmp_path: Path
+) -> None:
+    losses, whole = grown_single
+    output = tmp_path / "adapter"
+    assert run({**grown, "sharding": sharding}, output, 2) == pytest.approx(losses, rel=2e-4)
+    expected, found = (load_file(path / "adapter_model.safetensors") for path in (whole, output))
+    assert expected.keys() == found.keys() and any("token_adapter" in name or "embed" in name for name in expected)
+    for name, tensor in expected.items():
+        assert tensor.shape == found[name].shape
         torch.testing.assert_close(found[name], tensor, rtol=0.02, atol=2e-3)
