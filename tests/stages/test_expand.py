@@ -161,3 +161,14 @@ def test_the_head_is_fitted_to_the_text_and_nothing_else_moves(
         with torch.inference_mode():
             losses.append(float(AutoModelForCausalLM.from_pretrained(artifact.path)(ids, labels=ids).loss))
     assert losses[1] < losses[0], losses
+
+
+def test_a_text_too_short_for_the_fit_is_said(
+    pico_model: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河.\n" * 3, encoding="utf-8")
+    config = ExpandConfig(
+        model=str(pico_model), tokenizer=str(tokenizer), text=(str(tmp_path / "text.txt"),), output=tmp_path / "grown"
+    )
+    assert expand.run(config).result()["fitted_tokens"] == 0
+    assert "without a fit: the text is too short" in " ".join(capsys.readouterr().err.split())

@@ -84,10 +84,14 @@ def _chosen_init(config: ExpandConfig) -> Init:
 
 def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: torch.Tensor, config: ExpandConfig) -> int:
     """Fits the head's new rows to the states that the grown model reaches in text; returns in how many tokens of it."""
-    states = last_states(checkpoint.config, grown, windows)
-    rows = None if states is None else fit_rows(grown.head(), grown.num_kept, windows, states, config.seed)
+    rows, reason = None, "the text is too short"
+    if len(windows):
+        states = last_states(checkpoint.config, grown, windows)
+        reason = "this architecture's states cannot be computed"
+        if states is not None:
+            rows = fit_rows(grown.head(), grown.num_kept, windows, states, config.seed)
+            reason = "it gains nothing on text held back from it"
     if rows is None:
-        reason = "this architecture's states cannot be computed" if states is None else "the text shows no gain"
         console.note(f"the head's new rows stay as cooccurrence placed them, without a fit: {reason}")
         return 0
     grown.replace_new_in_head(rows)
