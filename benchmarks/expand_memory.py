@@ -1,8 +1,8 @@
-"""Claim: a 7B-shaped model grows in under 2 GB of memory, whatever its number of layers, text read or not.
+"""Claim: a 7B-shaped model grows in under 2 GB of memory, whatever its number of layers.
 
 Writes a model of LLaMA-7B's widths in float16 (`--layers` of its 32), joins 17,000 Chinese pieces to its tokenizer,
 and grows it in a process of its own; the peer is transformers' `resize_token_embeddings` and `save_pretrained`, in
-another. A third run places rows by text, which it counts, and passes through the model for the fit of the head.
+another. A third run, beyond the claim, places rows by text and fits the head to it.
 Prints the peak memory and the seconds of each.
 
     python benchmarks/expand_memory.py [--layers 4]
