@@ -172,3 +172,12 @@ def test_a_text_too_short_for_the_fit_is_said(
     )
     assert expand.run(config).result()["fitted_tokens"] == 0
     assert "without a fit: the text is too short" in " ".join(capsys.readouterr().err.split())
+
+
+def test_text_that_no_start_would_read_is_refused(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    config = ExpandConfig(
+        model=str(pico_model), tokenizer=str(tokenizer), init="mean", text=(str(tmp_path),), output=tmp_path / "o"
+    )
+    with pytest.raises(ConfigError, match="cooccurrence alone"):
+        expand.run(config)
+    assert not (tmp_path / "o").exists()

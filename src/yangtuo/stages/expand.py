@@ -79,6 +79,13 @@ def _chosen_init(config: ExpandConfig) -> Init:
             expected="texts in both languages",
             run="the same command with --text PATH, or with --init subtoken-mean",
         )
+    if config.text and config.init not in (None, "cooccurrence"):
+        raise ConfigError(
+            "text is read for cooccurrence alone",
+            found=f"--text and --init {config.init}",
+            expected="one of the two",
+            run="the same command without --init, or without --text",
+        )
     return config.init or ("cooccurrence" if config.text else "subtoken-mean")
 
 
