@@ -18,12 +18,13 @@ Ids = Sequence[int] | npt.NDArray[np.int32]
 
 WINDOW = 4
 """Tokens on each side that count, each as the inverse of its distance."""
+NEW_LANGUAGE = 0.1
+"""The share of new tokens from which on a stretch of text is one of the new language."""
 _SMOOTHING = 0.75  # power of the context's frequency (Levy et al. 2015)
 _PENALTY = 0.1  # ridge; chosen by experiment, docs/design/011-expansion.md
 _MIN_COUNT = 10  # an old row that the text has less often says little
 _MAX_COUNT = 200.0  # beyond it, more occurrences add no certainty
 _DIMENSIONS = 512
-_NEW_LANGUAGE = 0.1  # a document with so many new tokens is one of the new language
 _RARE = 1e-3  # share of the other documents' tokens up to which a row can be spared there
 _PENDING = 1 << 22  # tokens between two additions to the table
 _POWER_STEPS = 4
@@ -91,7 +92,7 @@ def _count(documents: Iterable[Ids], num_old: int, num_rows: int) -> tuple[torch
         ids = torch.from_numpy(np.array(document, dtype=np.int64))
         found = torch.bincount(ids, minlength=num_rows)
         counts += found
-        if found[num_old:].sum() >= _NEW_LANGUAGE * len(ids):
+        if found[num_old:].sum() >= NEW_LANGUAGE * len(ids):
             counts_new += found
         pending.append(ids)
         if sum(map(len, pending)) >= _PENDING:

@@ -15,10 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from yangtuo import console
+from yangtuo.weights.cooccurrence import NEW_LANGUAGE
+
 Ids = npt.NDArray[np.int32]
 
 _NUM_WINDOWS, _WINDOW = 64, 256
-_NEW_LANGUAGE = 0.1  # a window with so many new tokens is one of the new language
 _OLD_WEIGHT = 9.0  # what all windows of the old language weigh against all of the new: it is not to pay
 _HELD_OUT = 8  # one window in so many judges the fit
 _RATES = (0.3, 1.2)  # of the map's elements, in units of 1 / hidden; the better one is kept
@@ -109,15 +111,17 @@ def fit_rows(head: Tensor, num_old: int, windows: Tensor, states: Tensor, seed: 
     rows = head[num_old:].float()
     nothing = _Map(torch.zeros(head.shape[1], head.shape[1]), torch.zeros(head.shape[1]))
     lowest, best = _judged(judges, num_old, rows, nothing), None
-    for rate in _RATES:
-        for learned in _learn(learning, num_old, rows, rate, generator):
-            if (loss := _judged(judges, num_old, rows, learned)) < lowest:
-                lowest, best = loss, learned
+    with console.progress("fitting the head", len(_RATES) * _EPOCHS, "passes") as bar:
+        for rate in _RATES:
+            for learned in _learn(learning, num_old, rows, rate, generator):
+                if (loss := _judged(judges, num_old, rows, learned)) < lowest:
+                    lowest, best = loss, learned
+                bar.advance(1)
     return None if best is None else best.folded_into(rows)
 
 
 def _positions(head: Tensor, num_old: int, windows: Tensor, states: Tensor) -> _Positions:
-    of_new = ((windows >= num_old).float().mean(dim=1, keepdim=True) >= _NEW_LANGUAGE).float()
+    of_new = ((windows >= num_old).float().mean(dim=1, keepdim=True) >= NEW_LANGUAGE).float()
     weights = of_new / of_new.sum().clamp_min(1) + _OLD_WEIGHT * (1 - of_new) / (1 - of_new).sum().clamp_min(1)
     targets, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1).float()
     sums = [

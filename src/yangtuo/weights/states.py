@@ -35,13 +35,15 @@ class _Weights(Mapping[str, Tensor]):
 def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor | None:
     """What the head is given at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
 
-    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one, in
-    bfloat16 unless the model is stored in float32. None where transformers does not know the architecture, or names its
-    parameters otherwise than the tensors are named.
+    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one; in
+    float32 if the model is stored so, else in bfloat16, or in float16 on a GPU without it. None where transformers does
+    not know the architecture, or names its parameters otherwise than the tensors are named.
     """
     if config.get("model_type") not in CONFIG_MAPPING:
         return None
-    dtype = torch.float32 if tensors.dtype(EMBEDDING) == torch.float32 else torch.bfloat16
+    has_gpu = torch.cuda.is_available()
+    half = torch.float16 if has_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
+    dtype = torch.float32 if tensors.dtype(EMBEDDING) == torch.float32 else half
     with init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)
         model: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -49,7 +51,7 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     weights = _Weights(tensors, f"{model.base_model_prefix}.")
     if not set(dict(backbone.named_parameters())) <= set(weights):
         return None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if has_gpu else "cpu")
     embedded = tensors.get(EMBEDDING)[windows]
     cpu_offload(backbone.eval(), device, state_dict=weights)
     states = []
