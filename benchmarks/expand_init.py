@@ -21,7 +21,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from yangtuo.config import ConvertConfig, ExpandConfig
+from yangtuo.config.convert import ConvertConfig
+from yangtuo.config.expand import ExpandConfig
 from yangtuo.evaluation.bits_per_byte import score_text
 from yangtuo.stages import convert, expand
 from yangtuo.vocab.base import open_base

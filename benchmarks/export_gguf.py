@@ -19,7 +19,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from yangtuo.config import ConvertConfig, ExportConfig
+from yangtuo.config.convert import ConvertConfig
+from yangtuo.config.export import ExportConfig
 from yangtuo.stages import convert, export
 
 

@@ -53,7 +53,7 @@ model.save_pretrained(output, max_shard_size="2GB")
 OURS = """
 import sys
 from pathlib import Path
-from yangtuo.config import MergeConfig
+from yangtuo.config.merge import MergeConfig
 from yangtuo.stages import merge
 base, output, *adapters = sys.argv[1:]
 merge.run(MergeConfig(base=base, adapter=tuple(adapters), output=Path(output)))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ray
 
-from yangtuo.config import PrepareConfig
+from yangtuo.config.prepare import PrepareConfig
 from yangtuo.stages import prepare
 
 

@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import yangtuo
 from yangtuo import config as options
-from yangtuo.artifacts import Kind, open_artifact
+from yangtuo.artifacts.manifest import Kind, open_artifact
 from yangtuo.data import blocks
 from yangtuo.quickstart.train_base import split_corpus
 from yangtuo.stages import convert, expand, prepare, tokenizer_merge, tokenizer_train

@@ -19,7 +19,7 @@ from pathlib import Path
 import xllamacpp
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from yangtuo.config import ExportConfig
+from yangtuo.config.export import ExportConfig
 from yangtuo.stages import export
 from yangtuo.vocab.base import open_base
 from yangtuo.vocab.directory import copy_tokenizer

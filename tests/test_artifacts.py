@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo import artifacts
-from yangtuo.artifacts import Kind, draft, open_artifact
-from yangtuo.config import ConvertConfig, PrepareConfig
+from yangtuo.artifacts.draft import draft
+from yangtuo.artifacts.fingerprints import hash_file
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact, step_fingerprint
+from yangtuo.config.convert import ConvertConfig
+from yangtuo.config.prepare import PrepareConfig
 from yangtuo.errors import DataError, FileError, LineageError, OutputError
 
 
-def make(config: ConvertConfig, text: str = "weights", resumable: bool = False) -> artifacts.Artifact:
+def make(config: ConvertConfig, text: str = "weights", resumable: bool = False) -> Artifact:
     with draft(config, Kind.MODEL, parents={}, resumable=resumable) as made:
         (made.path / "sub").mkdir(exist_ok=True)
         (made.path / "sub" / "file").write_text(text)
@@ -39,7 +41,7 @@ def test_an_artifact_is_read_back_as_it_was_written(config: ConvertConfig) -> No
     opened = open_artifact(config.output, Kind.MODEL)
     assert opened.manifest == made.manifest
     assert opened.manifest is not None
-    assert opened.manifest.files == {"sub/file": artifacts.hash_file(config.output / "sub" / "file")}
+    assert opened.manifest.files == {"sub/file": hash_file(config.output / "sub" / "file")}
     assert opened.result()["answer"] == 42
     assert sorted(path.name for path in config.output.parent.iterdir()) == ["out", "source"]
 
@@ -88,8 +90,9 @@ def test_a_process_killed_while_writing_leaves_no_output_and_no_lock(config: Con
     code = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from yangtuo.artifacts import Kind, draft
-        from yangtuo.config import ConvertConfig
+        from yangtuo.artifacts.manifest import Kind
+        from yangtuo.artifacts.draft import draft
+        from yangtuo.config.convert import ConvertConfig
         config = ConvertConfig(source={config.source!r}, output=Path({str(config.output)!r}))
         with draft(config, Kind.MODEL, parents={{}}) as made:
             (made.path / "half").write_text("half")
@@ -139,7 +142,7 @@ def test_the_step_follows_content_options_and_weights_but_not_places(tmp_path: P
         (directory / "zh.txt").write_text(text)
         (directory / "tokenizer.model").write_text("t")
         weight = options.pop("weight", "")
-        return artifacts.step_fingerprint(
+        return step_fingerprint(
             PrepareConfig(
                 source=(f"{directory / 'zh.txt'}{weight}",),
                 tokenizer=str(directory / "tokenizer.model"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from yangtuo.config.options import Source, parse_size, split_source
 from yangtuo.errors import ConfigError
-from yangtuo.options import Source, parse_size, split_source
 
 
 @pytest.mark.parametrize(

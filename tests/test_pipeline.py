@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from yangtuo import pipeline
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact
+from yangtuo.artifacts.draft import draft
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.options import StageConfig
 from yangtuo.errors import ConfigError, FileError, OutputError
-from yangtuo.options import StageConfig
 
 RECIPE = """
 output: {output}

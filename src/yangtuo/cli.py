@@ -21,8 +21,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 import yangtuo
 from yangtuo import config, console
+from yangtuo.config.options import StageConfig
 from yangtuo.errors import ConfigError, UserError
-from yangtuo.options import StageConfig
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as one JSON object on stdout.")]
 

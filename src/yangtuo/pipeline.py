@@ -24,10 +24,10 @@ import yaml
 from cyclopts import App, CycloptsError
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, read_manifest, step_fingerprint
+from yangtuo.artifacts.manifest import Artifact, read_manifest, step_fingerprint
 from yangtuo.config import STAGES
+from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
-from yangtuo.options import StageConfig, split_source
 
 StageFunction = Callable[[str], Callable[[Any], Artifact]]
 

@@ -44,8 +44,9 @@ def _write_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Pa
 
 
 def _train_adapter(output: Path, base: Path, seed: int = 1, tokenizer: str | None = None, **options: Any) -> Path:
-    from yangtuo.artifacts import Kind, draft, open_artifact
-    from yangtuo.config import PretrainConfig
+    from yangtuo.artifacts.draft import draft
+    from yangtuo.artifacts.manifest import Kind, open_artifact
+    from yangtuo.config.pretrain import PretrainConfig
     from yangtuo.vocab.encoding import load_encoder
 
     config = PretrainConfig(model=str(base), data=str(base), output=output, seed=seed)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from yangtuo.artifacts import Artifact, Kind
-from yangtuo.config import ConvertConfig, ExportConfig
+from yangtuo.artifacts.manifest import Artifact, Kind
+from yangtuo.config.convert import ConvertConfig
+from yangtuo.config.export import ExportConfig
 from yangtuo.errors import FileError, WeightsError
 from yangtuo.stages import convert, export
 from yangtuo.vocab.encoding import load_encoder

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo.config import EvaluateConfig
+from yangtuo.config.evaluate import EvaluateConfig
 from yangtuo.errors import ConfigError
 from yangtuo.stages import evaluate
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from yangtuo.config import ExpandConfig, TokenizerMergeConfig
+from yangtuo.config.expand import ExpandConfig
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import ConfigError, LineageError
 from yangtuo.stages import expand, tokenizer_merge
 from yangtuo.vocab.encoding import load_encoder

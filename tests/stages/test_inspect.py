@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo.artifacts import Artifact
-from yangtuo.config import InspectConfig, MergeConfig
+from yangtuo.artifacts.manifest import Artifact
+from yangtuo.config.inspect import InspectConfig
+from yangtuo.config.merge import MergeConfig
 from yangtuo.errors import ConfigError, FileError, LineageError
 from yangtuo.stages import inspect
 from yangtuo.stages import merge as merging

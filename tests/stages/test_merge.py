@@ -18,8 +18,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from yangtuo.artifacts import Artifact
-from yangtuo.config import MergeConfig
+from yangtuo.artifacts.manifest import Artifact
+from yangtuo.config.merge import MergeConfig
 from yangtuo.errors import FileError, LineageError, OutputError, UserError, WeightsError
 from yangtuo.stages import merge
 from yangtuo.vocab.directory import copy_tokenizer
@@ -99,7 +99,7 @@ def test_the_proof_passes_for_a_right_merge_and_fails_for_a_wrong_one(
 def test_small_shards_have_an_index_and_hashes_that_hold(
     pico_model: Path, tmp_path: Path, train_adapter: Callable[..., Path]
 ) -> None:
-    from yangtuo.config import InspectConfig
+    from yangtuo.config.inspect import InspectConfig
     from yangtuo.stages import inspect
 
     adapter = train_adapter(tmp_path / "adapter", pico_model)
@@ -296,7 +296,7 @@ def test_an_existing_output_is_refused(pico_model: Path, tmp_path: Path) -> None
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from yangtuo.config import MergeConfig
+from yangtuo.config.merge import MergeConfig
 from yangtuo.stages import merge
 from yangtuo.weights.writer import ShardedWriter
 add, count = ShardedWriter.add, 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from yangtuo.config import PrepareConfig
+from yangtuo.config.prepare import PrepareConfig
 from yangtuo.data import joining, parts
 from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.preview import Rehearsal
@@ -128,7 +128,7 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from yangtuo.config import PrepareConfig
+from yangtuo.config.prepare import PrepareConfig
 from yangtuo.data import joining, part_writer, parts
 from yangtuo.stages import prepare
 

@@ -9,8 +9,9 @@ import pytest
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from yangtuo.artifacts import Artifact
-from yangtuo.config import PrepareConfig, PretrainConfig
+from yangtuo.artifacts.manifest import Artifact
+from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.errors import LineageError
 from yangtuo.stages import prepare, pretrain
 from yangtuo.training.journal import read_metrics

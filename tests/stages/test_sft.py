@@ -10,8 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from yangtuo import cli
-from yangtuo.artifacts import Artifact, open_artifact
-from yangtuo.config import PrepareConfig, SftConfig
+from yangtuo.artifacts.manifest import Artifact, open_artifact
+from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.sft import SftConfig
 from yangtuo.data.preview import Rehearsal
 from yangtuo.data.template import get_template
 from yangtuo.errors import ConfigError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo.config import TokenizerAuditConfig, TokenizerMergeConfig
+from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import VocabularyError
 from yangtuo.stages import tokenizer_audit, tokenizer_merge
 from yangtuo.vocab.pieces import sentencepiece_pieces

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from yangtuo.config import TokenizerMergeConfig, TokenizerTrainConfig
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
+from yangtuo.config.tokenizer_train import TokenizerTrainConfig
 from yangtuo.errors import LineageError, VocabularyError
 from yangtuo.stages import tokenizer_merge, tokenizer_train
 from yangtuo.vocab.encoding import load_encoder

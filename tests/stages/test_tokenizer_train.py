@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo.config import TokenizerTrainConfig
+from yangtuo.config.tokenizer_train import TokenizerTrainConfig
 from yangtuo.data.corpus import sampled_texts
 from yangtuo.errors import FileError, OutputError, UserError, VocabularyError
 from yangtuo.stages import tokenizer_train

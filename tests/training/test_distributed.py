@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from yangtuo.config import ExpandConfig, PrepareConfig, TokenizerMergeConfig
+from yangtuo.config.expand import ExpandConfig
+from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.stages import expand, prepare, tokenizer_merge
 from yangtuo.training.journal import read_metrics
 from yangtuo.vocab.pieces import sentencepiece_pieces

@@ -11,7 +11,7 @@ import yaml
 
 import yangtuo
 from yangtuo import pipeline
-from yangtuo.config import ExportConfig
+from yangtuo.config.export import ExportConfig
 from yangtuo.errors import ConfigError
 from yangtuo.stages import export
 from yangtuo.training import processes, sharding

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo import artifacts
-from yangtuo.config import PrepareConfig, PretrainConfig
+from yangtuo.artifacts.manifest import STEP_FILE, Artifact, step_fingerprint
+from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.errors import OutputError
 from yangtuo.stages import prepare, pretrain
 from yangtuo.training import checkpoints
@@ -21,7 +22,7 @@ from yangtuo.training import checkpoints
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-from yangtuo.config import PretrainConfig
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.stages import pretrain
 from yangtuo.training import checkpoints, journal
 
@@ -71,7 +72,7 @@ def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.Temp
     }
 
 
-def run(values: dict, output: Path) -> artifacts.Artifact:
+def run(values: dict, output: Path) -> Artifact:
     return pretrain.run(PretrainConfig(**values, output=output))
 
 
@@ -96,13 +97,11 @@ def test_waiting_checkpoints_of_another_config_are_not_thrown_away(values: dict,
     work = tmp_path / ".adapter.partial"
     checkpoint = work / "checkpoints" / "checkpoint-8"
     checkpoint.mkdir(parents=True)
-    (work / artifacts.STEP_FILE).write_text("another", encoding="utf-8")
+    (work / STEP_FILE).write_text("another", encoding="utf-8")
     with pytest.raises(OutputError, match="unfinished work of another run"):
         run(values, output)
     assert checkpoint.is_dir()
-    (work / artifacts.STEP_FILE).write_text(
-        artifacts.step_fingerprint(PretrainConfig(**values, output=output)), encoding="utf-8"
-    )
+    (work / STEP_FILE).write_text(step_fingerprint(PretrainConfig(**values, output=output)), encoding="utf-8")
     assert run(values, output).manifest.details["steps"] > 14
 
 

@@ -13,8 +13,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from yangtuo.artifacts import Artifact
-from yangtuo.config import MergeConfig, PrepareConfig, PretrainConfig
+from yangtuo.artifacts.manifest import Artifact
+from yangtuo.config.merge import MergeConfig
+from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.errors import LineageError
 from yangtuo.stages import merge, prepare, pretrain
 

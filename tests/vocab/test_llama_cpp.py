@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yangtuo.config import ExportConfig
+from yangtuo.config.export import ExportConfig
 from yangtuo.stages import export
 from yangtuo.vocab.base import open_base
 from yangtuo.vocab.directory import copy_tokenizer

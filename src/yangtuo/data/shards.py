@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from yangtuo.config.options import shard_path
 from yangtuo.data.parts import Part, Treatment, part_fingerprint, read_account
 from yangtuo.errors import LineageError
-from yangtuo.options import shard_path
 
 _LISTED = 8
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yangtuo.artifacts import Artifact
+from yangtuo.artifacts.manifest import Artifact
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from yangtuo.artifacts import Artifact
+from yangtuo.artifacts.manifest import Artifact
 from yangtuo.quickstart.outcome import Outcome
 
 

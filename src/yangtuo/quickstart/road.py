@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console, pipeline
-from yangtuo.artifacts import Artifact
+from yangtuo.artifacts.manifest import Artifact
 from yangtuo.quickstart import report
 from yangtuo.quickstart.outcome import Outcome, read_outcome
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from yangtuo import console
-from yangtuo.artifacts import Kind, open_artifact
-from yangtuo.config import ChatConfig
+from yangtuo.artifacts.lineage import check_chain
+from yangtuo.artifacts.manifest import Kind, open_artifact
+from yangtuo.config.chat import ChatConfig
 from yangtuo.data.template import Message
 from yangtuo.errors import raise_all
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
-from yangtuo.weights.lineage import check_chain
 
 
 def run(config: ChatConfig) -> str | None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import ConvertConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.convert import ConvertConfig
 from yangtuo.errors import FileError, WeightsError
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, Checkpoint, write_json, write_weights

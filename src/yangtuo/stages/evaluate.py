@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact
-from yangtuo.config import EvaluateConfig
+from yangtuo.artifacts.draft import draft
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.evaluate import EvaluateConfig
+from yangtuo.config.options import split_source
 from yangtuo.data.readers import read_documents
 from yangtuo.errors import ConfigError
 from yangtuo.evaluation.bits_per_byte import score_text
@@ -18,7 +20,6 @@ from yangtuo.evaluation.questions import Answered, ask, read_questions
 from yangtuo.inference.conversation import Conversation, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
-from yangtuo.options import split_source
 from yangtuo.vocab.encoding import load_encoder
 
 

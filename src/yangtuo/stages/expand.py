@@ -13,18 +13,19 @@ import numpy.typing as npt
 import torch
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import ExpandConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.corpus import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError
+from yangtuo.growing.cooccurrence import Company, keep_company
+from yangtuo.growing.fitting import WindowSample, fit_rows
+from yangtuo.growing.rows import GrownTensors, Init, NewRows
+from yangtuo.growing.states import last_states
 from yangtuo.vocab.directory import copy_tokenizer, read_settings
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
-from yangtuo.weights.cooccurrence import Company, keep_company
-from yangtuo.weights.embedding import GrownTensors, Init, NewRows
-from yangtuo.weights.fitting import WindowSample, fit_rows
 from yangtuo.weights.layouts import open_checkpoint
-from yangtuo.weights.states import last_states
 
 _TEMPLATE = "chat_template.jinja"
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little

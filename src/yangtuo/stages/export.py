@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import ExportConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.export import ExportConfig
 from yangtuo.errors import ConfigError, FileError, UserError, raise_all
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.weights.gguf import write_gguf

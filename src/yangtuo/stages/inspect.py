@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, content_fingerprint, open_artifact
-from yangtuo.config import InspectConfig
+from yangtuo.artifacts.checksums import check_manifest, check_sums
+from yangtuo.artifacts.manifest import Artifact, Kind, content_fingerprint, open_artifact
+from yangtuo.config.inspect import InspectConfig
 from yangtuo.errors import FileError
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
-from yangtuo.weights.checksums import check_manifest, check_sums
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import MergeConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.lineage import check_chain, merged_lineage
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.merge import MergeConfig
+from yangtuo.config.options import parse_size
 from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
-from yangtuo.options import parse_size
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
 from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
-from yangtuo.weights.lineage import check_chain, merged_lineage
 from yangtuo.weights.merging import MergedTensors
 from yangtuo.weights.proof import prove
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import PrepareConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.options import Source, parse_shard, split_source
+from yangtuo.config.prepare import PrepareConfig
 from yangtuo.data import joining, shards
 from yangtuo.data.blocks import BlockDataset, BlockWriter, HeldOutWriter
 from yangtuo.data.decontaminate import read_exam
@@ -25,7 +27,6 @@ from yangtuo.data.preview import Rehearsal, take_samples
 from yangtuo.data.statistics_page import write_page
 from yangtuo.errors import ConfigError, DataError, VocabularyError
 from yangtuo.hub import locate
-from yangtuo.options import Source, parse_shard, split_source
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _PARTS = "parts"

@@ -6,8 +6,9 @@ Reads like its summary: open model and dataset, see that they belong together, a
 from __future__ import annotations
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, open_artifact, refuse_existing
-from yangtuo.config import PretrainConfig
+from yangtuo.artifacts.draft import refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.data import blocks
 from yangtuo.errors import raise_all
 from yangtuo.training import base, loop, processes

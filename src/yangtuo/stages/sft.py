@@ -16,15 +16,16 @@ from typing import Any
 from peft import PeftModel
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Draft, Kind, open_artifact, refuse_existing
-from yangtuo.config import SftConfig
+from yangtuo.artifacts.draft import Draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.options import split_source
+from yangtuo.config.sft import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import account_lines, build_blocks
 from yangtuo.data.preview import Rehearsal, take_samples
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.hub import locate
-from yangtuo.options import split_source
 from yangtuo.training import base, loop, processes
 from yangtuo.training.order import Replayed
 from yangtuo.training.plan import make_plan

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import TokenizerAuditConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.options import split_source
+from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
 from yangtuo.data.readers import read_documents
 from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, list_files
-from yangtuo.options import split_source
 from yangtuo.vocab.advice import advise
 from yangtuo.vocab.audit import Audit, audit
 from yangtuo.vocab.audit_page import render_page

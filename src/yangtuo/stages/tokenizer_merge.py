@@ -6,8 +6,9 @@ Reads like its summary: base and pieces, the join in the wanted style, a directo
 from __future__ import annotations
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import TokenizerMergeConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.base import Outcome, open_base
 from yangtuo.vocab.encoding import load_encoder

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, Kind, draft, open_artifact, refuse_existing
-from yangtuo.config import TokenizerTrainConfig
+from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.config.tokenizer_train import TokenizerTrainConfig
 from yangtuo.data.corpus import sampled_texts
 from yangtuo.vocab.advice import advise
 from yangtuo.vocab.base import Base, open_base

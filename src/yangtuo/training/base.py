@@ -17,9 +17,9 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from yangtuo.artifacts import STEP_FILE, Artifact, read_manifest, step_fingerprint
+from yangtuo.artifacts.manifest import STEP_FILE, Artifact, read_manifest, step_fingerprint
+from yangtuo.config.options import StageConfig
 from yangtuo.errors import LineageError, OutputError, TrainingError, UserError, WeightsError
-from yangtuo.options import StageConfig
 from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer

@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 from yangtuo import console
-from yangtuo.artifacts import hash_file, list_files
+from yangtuo.artifacts.fingerprints import hash_file
+from yangtuo.artifacts.manifest import list_files
 
 _MARK = "complete.json"
 

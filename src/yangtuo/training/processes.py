@@ -16,9 +16,10 @@ import torch
 from accelerate import PartialState
 from torch import distributed
 
-from yangtuo import artifacts, console
-from yangtuo.artifacts import Artifact, Draft, Kind
-from yangtuo.options import StageConfig
+from yangtuo import console
+from yangtuo.artifacts.draft import Draft, draft
+from yangtuo.artifacts.manifest import Artifact, Kind
+from yangtuo.config.options import StageConfig
 
 
 def number() -> int:
@@ -70,14 +71,14 @@ def first_does(work: Callable[[], Any]) -> Any:
 
 @contextmanager
 def shared_draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact]) -> Iterator[Draft]:
-    """A resumable `artifacts.draft` that the first process makes and finishes, and all of them write into."""
+    """A resumable `artifacts.draft.draft` that the first process makes and finishes, and all of them write into."""
     if number() > 0:
         path, resumed = agree(None)
         follower = Draft(path, resumed)
         yield follower
         follower._artifact = agree(None)
         return
-    with artifacts.draft(config, kind, parents, resumable=True) as made:
+    with draft(config, kind, parents, resumable=True) as made:
         agree((made.path, made.resumed))
         yield made
     agree(made.artifact)

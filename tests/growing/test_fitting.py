@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from yangtuo.weights import fitting
-from yangtuo.weights.fitting import WindowSample, fit_rows
+from yangtuo.growing import fitting
+from yangtuo.growing.fitting import WindowSample, fit_rows
+from yangtuo.growing.states import last_states
 from yangtuo.weights.layouts import open_checkpoint
-from yangtuo.weights.states import last_states
 
 OLD, NEW, HIDDEN = 20, 12, 16
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from yangtuo.weights.cooccurrence import keep_company
-from yangtuo.weights.embedding import GrownTensors, NewRows, grow
+from yangtuo.growing.cooccurrence import keep_company
+from yangtuo.growing.rows import GrownTensors, NewRows, grow
 
 OLD = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 

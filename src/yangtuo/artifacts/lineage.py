@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 
-from yangtuo.artifacts import Artifact, Parent, read_manifest
+from yangtuo.artifacts.manifest import Artifact, Parent, read_manifest
 from yangtuo.errors import LineageError, UserError
 
 

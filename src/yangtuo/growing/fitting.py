@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yangtuo import console
-from yangtuo.weights.cooccurrence import NEW_LANGUAGE
+from yangtuo.growing.cooccurrence import NEW_LANGUAGE
 
 Ids = npt.NDArray[np.int32]
 

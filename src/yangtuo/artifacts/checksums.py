@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 from yangtuo import console
-from yangtuo.artifacts import Artifact, hash_file, list_files
+from yangtuo.artifacts.fingerprints import hash_file
+from yangtuo.artifacts.manifest import Artifact, list_files
 from yangtuo.errors import ConfigError, FileError, UserError, raise_all
 
 

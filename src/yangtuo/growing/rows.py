@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
+from yangtuo.growing.cooccurrence import Company, map_rows
 from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
-from yangtuo.weights.cooccurrence import Company, map_rows
 
 Init = Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"]
 Role = Literal["embedding", "head", "tied"]

@@ -1,0 +1,190 @@
+"""The manifest `yangtuo.json`, the artifact that it describes, and how one is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import yangtuo
+from yangtuo import hub
+from yangtuo.artifacts.fingerprints import digest, hash_file
+from yangtuo.config.options import StageConfig, split_source
+from yangtuo.errors import FileError, LineageError
+
+MANIFEST = "yangtuo.json"
+STEP_FILE = ".step"
+
+
+class Kind(StrEnum):
+    """What an artifact directory holds."""
+
+    MODEL = "model"
+    TOKENIZER = "tokenizer"
+    DATASET = "dataset"
+    ADAPTER = "adapter"
+    EVALUATION = "evaluation"
+    EXPORT = "export"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An artifact that another was made from."""
+
+    path: str
+    fingerprint: str
+    lineage: str | None = None
+    """What determined a merged parent before it was made, see `yangtuo.artifacts.lineage`."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `yangtuo.json`; all fingerprints are hexadecimal SHA-256."""
+
+    kind: Kind
+    stage: str
+    step: str
+    """Fingerprint of the stage, its config and the content of its inputs: equal step, equal artifact."""
+    config: dict[str, Any]
+    parents: dict[str, Parent]
+    files: dict[str, str]
+    """Relative file name -> SHA-256 of its content."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer inside, see `yangtuo.vocab.identity`."""
+    vocabulary_size: int | None = None
+    template: str | None = None
+    """Fingerprint of the chat template inside."""
+    details: dict[str, Any] = field(default_factory=dict)
+    version: str = yangtuo.__version__
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the artifact: its kind and the content of its files."""
+        return digest([self.kind.value, self.files])
+
+    def to_json(self) -> str:
+        """The manifest as it stands on disk."""
+        return json.dumps(
+            {**dataclasses.asdict(self), "fingerprint": self.fingerprint}, indent=2, ensure_ascii=False, default=str
+        )
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Manifest:
+        """Reads a manifest; raises `FileError` where it is damaged."""
+        try:
+            values = json.loads(text)
+            values.pop("fingerprint", None)
+            values["kind"] = Kind(values["kind"])
+            values["parents"] = {role: Parent(**parent) for role, parent in values["parents"].items()}
+            return cls(**values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise FileError(
+                f"{path} is not a manifest that this version can read",
+                found=str(error),
+                expected=f"a file written by yangtuo {yangtuo.__version__} or earlier",
+            ) from error
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A directory on disk and, unless it is foreign, its manifest."""
+
+    path: Path
+    manifest: Manifest | None
+
+    @property
+    def fingerprint(self) -> str:
+        """The manifest's fingerprint, or one taken from the files of a foreign artifact."""
+        return self.manifest.fingerprint if self.manifest else content_fingerprint(self.path)
+
+    @property
+    def lineage(self) -> str | None:
+        """Base and adapters that a merged model was made of, as one fingerprint; None for all other artifacts."""
+        return self.manifest.details.get("lineage") if self.manifest else None
+
+    def result(self) -> dict[str, Any]:
+        """What `--json` prints: path, kind, fingerprint and the stage's details."""
+        assert self.manifest is not None
+        return {
+            "path": str(self.path),
+            "kind": self.manifest.kind.value,
+            "stage": self.manifest.stage,
+            "fingerprint": self.manifest.fingerprint,
+            **self.manifest.details,
+        }
+
+
+def open_artifact(reference: str | Path, *kinds: Kind) -> Artifact:
+    """Opens a directory, a bare file or a hub id as an artifact of one of `kinds` (none given: any kind).
+
+    Raises `FileError` where nothing is there and `LineageError` where it is an artifact of another kind.
+    """
+    path = hub.locate(str(reference))
+    if path.is_file():
+        return Artifact(path, None)
+    if not path.exists():
+        raise FileError(
+            f"{reference} does not exist",
+            expected=f"a path to {' or '.join(kinds) or 'an artifact'}, or a hub id such as owner/name",
+        )
+    manifest = read_manifest(path)
+    if manifest and kinds and manifest.kind not in kinds:
+        raise LineageError(
+            f"{reference} is of the wrong kind",
+            found=f"{manifest.kind}, made by yangtuo {manifest.stage}",
+            expected=" or ".join(kinds),
+            run=f"yangtuo inspect {reference}",
+        )
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of the directory `path`, or None where it has none."""
+    file = path / MANIFEST
+    return Manifest.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+
+
+def content_fingerprint(path: Path) -> str:
+    """Fingerprint of a file, a directory or an artifact by content; names below a directory count, its own does not."""
+    if path.is_dir():
+        manifest = read_manifest(path)
+        if manifest:
+            return manifest.fingerprint
+        names = [name for name in list_files(path) if not name.startswith(".")]
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda name: hash_file(path / name, sample=True), names)
+            return digest([names, list(hashes)])
+    return hash_file(path, sample=True)
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative names of all files below `directory`, sorted, without the manifest."""
+    names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in names if name not in (MANIFEST, STEP_FILE))
+
+
+def step_fingerprint(config: StageConfig) -> str:
+    """Fingerprint of what a step will make: its stage, the options that matter, the content of its inputs."""
+    data = {option.name for option in config.options() if option.is_data}
+    inputs = {
+        name: [_input_identity(reference, is_data=name in data) for reference in references]
+        for name, references in config.input_references().items()
+    }
+    shaping = {
+        option.name: str(getattr(config, option.name))
+        for option in config.options()
+        if option.shapes_result and not option.is_input
+    }
+    return digest([config.verb, inputs, shaping])
+
+
+def _input_identity(reference: str, *, is_data: bool) -> list[Any]:
+    source = split_source(reference)
+    path = hub.locate(source.path, is_data=is_data)
+    if not path.exists():
+        raise FileError(f"{source.path} does not exist", expected="an existing file, directory or hub id")
+    return [source.name, source.weight, content_fingerprint(path)]

@@ -1,0 +1,39 @@
+"""The options of `yangtuo expand`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cyclopts import Parameter
+
+from yangtuo.config.options import InputPath, InputPaths, StageConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExpandConfig(StageConfig):
+    """Grows a model's embedding and head to a tokenizer's pieces.
+
+    Example: `yangtuo expand --model models/llama-7b --tokenizer tokenizers/llama-zh --output models/llama-7b-zh`
+    """
+
+    verb: ClassVar[str] = "expand"
+    model: InputPath
+    """The model to grow: a directory or a hub id."""
+    tokenizer: InputPath
+    """The tokenizer whose new pieces need rows; its old ids must be the model's."""
+    output: Path
+    """The model directory to write."""
+    init: Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
+    """How new rows start: by the company that their tokens keep in --text; as the mean of the pieces that the base
+    would have used; the same with the last of them weighing most in the embedding and the first in the head; as the
+    mean of all rows; or random. When not given, cooccurrence with --text and subtoken-mean without."""
+    text: InputPaths = ()
+    """Texts in the new language and in the base's own, for cooccurrence, such as those to train on; repeatable."""
+    fit_head: bool = True
+    """With cooccurrence: fit the head's new rows to the states that the model reaches in --text: one pass over at most
+    16,000 tokens, a layer in memory at a time."""
+    seed: int = 0
+    """Seed of random rows, of the factors of cooccurrence and of the fit."""

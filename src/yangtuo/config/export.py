@@ -1,0 +1,32 @@
+"""The options of `yangtuo export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from cyclopts import Parameter
+
+from yangtuo.config.options import InputPath, Positive, StageConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(StageConfig):
+    """Writes a model for other programs: GGUF for llama.cpp, or Meta's own layout.
+
+    Example: `yangtuo export --model models/llama-7b-zh-chat --format gguf --quantize q8_0 --output exports/q8`
+    """
+
+    verb: ClassVar[str] = "export"
+    model: InputPath
+    """The model to write: a directory or a hub id."""
+    format: Literal["gguf", "meta"]
+    """gguf for llama.cpp, or meta for consolidated.*.pth and params.json."""
+    output: Path
+    """The directory to write; with gguf it holds model.gguf."""
+    quantize: Literal["keep", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = "keep"
+    """Number format of the matrices in GGUF; keep writes that of the model."""
+    shards: Positive = 1
+    """Number of consolidated.*.pth in Meta's layout: model-parallel ranks."""

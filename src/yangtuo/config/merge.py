@@ -1,0 +1,34 @@
+"""The options of `yangtuo merge`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from cyclopts import Parameter
+
+from yangtuo.config.options import HOW, InputPath, InputPaths, StageConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(StageConfig):
+    """Folds adapters into their base, in order, and writes a whole model.
+
+    Example: `yangtuo merge --base models/llama-7b-zh --adapter adapters/pretrain --output models/llama-7b-zh-merged`
+    """
+
+    verb: ClassVar[str] = "merge"
+    base: InputPath
+    """The model that the first adapter was trained on: a directory or a hub id."""
+    adapter: InputPaths
+    """Adapters in the order of their training: PEFT directories, .zip files or hub ids; repeatable."""
+    output: Path
+    """The model directory to write."""
+    dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
+    """Number format of the written weights; keep writes that of the base."""
+    shard_size: Annotated[str, HOW] = "2GB"
+    """Largest size of one weight file, such as 500MB or 2GB."""
+    prove: Annotated[str | None, HOW] = None
+    """A text on which merged and unmerged logits are compared (or, where memory lacks, a sample of tensors)."""

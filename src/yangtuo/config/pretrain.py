@@ -1,0 +1,26 @@
+"""The options of `yangtuo pretrain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cyclopts import Parameter
+
+from yangtuo.config.options import InputPath, Share
+from yangtuo.config.training import TrainingConfig
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Continues pre-training: LoRA on all linear layers, with embeddings and head trained.
+
+    Example: `yangtuo pretrain --model models/llama-7b-zh --data data --output adapters/pretrain`
+    """
+
+    verb: ClassVar[str] = "pretrain"
+    data: InputPath
+    """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
+    rows_first: Share = 0.0
+    """Share of the steps, at the beginning, in which embedding and head learn alone."""

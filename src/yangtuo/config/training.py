@@ -1,0 +1,64 @@
+"""The options that pretrain and sft share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, StageConfig, Words
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(StageConfig):
+    """What pretrain and sft share."""
+
+    model: InputPath
+    """The model to train: a directory or a hub id."""
+    output: Path
+    """The adapter directory to write."""
+    adapter: InputPath | None = None
+    """An earlier adapter of the same model to go on from; its own rank, alpha, variant and embeddings then hold."""
+    embeddings: Literal["full", "new", "frozen"] | None = None
+    """Which rows of embedding and head are trained: all, those of new pieces only, or none. When not given, the new
+    ones where `yangtuo expand` made some, else all."""
+    rank: Positive = 64
+    """Rank of the LoRA matrices."""
+    alpha: PositiveFloat = 128
+    """LoRA's alpha: updates are scaled by alpha / rank, or by alpha / sqrt(rank) with rslora."""
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """How LoRA's update is scaled and split: plain, rank-stabilised, or weight-decomposed."""
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate, after 3 % of warm-up."""
+    embedding_learning_rate: PositiveFloat | None = None
+    """Peak learning rate of embedding and head. When not given: for rows as expand placed them 15 % (head 4 %) of the
+    matrix's deviation, for new rows trained before 2.5 times the rest, for all rows the same as the rest."""
+    schedule: Annotated[Literal["linear", "cosine"], HOW] = "linear"
+    """How learning rates decay to zero after the warm-up."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the data."""
+    batch_size: Positive = 8
+    """Blocks in an optimizer step, over all processes: the result does not depend on how many there are."""
+    micro_batch: Annotated[Positive | None, HOW] = None
+    """Blocks in one forward pass of one process; fewer need less memory. Its whole share when not given."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto"
+    """Arithmetic of the forward pass; auto takes bfloat16 where the device has it, nf4 also stores the frozen weights
+    in 4 bits (QLoRA, needs bitsandbytes), float16 needs a GPU. Trained tensors are float32."""
+    gradient_checkpointing: Annotated[bool, HOW] = False
+    """Compute each layer again in the backward pass: a third slower, a fraction of the memory."""
+    sharding: Annotated[Literal["none", "zero2", "zero3", "fsdp2"], HOW] = "none"
+    """Under torchrun or accelerate: what the processes share; none is plain data parallelism."""
+    bound: Words = ()
+    """NAME=SHARE: stop where held-out bits per byte of source NAME are worse than before by more than SHARE, such as
+    en=0.05; repeatable."""
+    keep: Literal["last", "best"] = "last"
+    """Which adapter is kept: that of the last step, or of the best held-out measurement."""
+    save_every: Positive = 500
+    """Optimizer steps between checkpoints, and between held-out measurements."""
+    seed: int = 0
+    """Seed of initialisation and of the order of blocks."""
+    tensorboard: Annotated[Path | None, HOW] = None
+    """A directory for TensorBoard's curves, outside the output."""
