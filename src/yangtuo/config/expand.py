@@ -1,7 +1,5 @@
 """The options of `yangtuo expand`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal

@@ -1,7 +1,5 @@
 """The options of `yangtuo inspect`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 

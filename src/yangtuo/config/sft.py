@@ -1,7 +1,5 @@
 """The options of `yangtuo sft`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
