@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from yangtuo.data.decontaminate import read_exam
+from yangtuo.data.decontaminate import read_exam, read_passages
 from yangtuo.data.dedup import NUM_BANDS, find_near, signatures, sketches
-from yangtuo.data.exams import read_passages
 from yangtuo.data.readers import read_documents
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"

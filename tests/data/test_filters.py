@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from yangtuo.data.clean import Filtered, clean
-from yangtuo.data.decontaminate import read_exam
+from yangtuo.data.decontaminate import read_exam, read_passages
 from yangtuo.data.dedup import NUM_BANDS, find_near, signatures, sketches
-from yangtuo.data.exams import read_passages
 
 
 def test_cleaning_keeps_every_script_and_wide_punctuation() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from yangtuo.data import parts
-from yangtuo.data.filters import Filters
+from yangtuo.data.clean import Filters
 from yangtuo.data.part_writer import DOCUMENT
 from yangtuo.data.parts import Treatment, make_parts, part_fingerprint, plan_parts
 from yangtuo.errors import FileError

@@ -16,7 +16,7 @@ import pytest
 
 from yangtuo import hub
 from yangtuo.data import records
-from yangtuo.data.exams import read_passages
+from yangtuo.data.decontaminate import read_passages
 from yangtuo.data.readers import Division, read_documents
 from yangtuo.errors import DataError, FileError
 

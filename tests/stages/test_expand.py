@@ -16,7 +16,7 @@ from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import ConfigError, LineageError
 from yangtuo.stages import expand, tokenizer_merge
 from yangtuo.vocab.encoding import load_encoder
-from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.vocab.learn import sentencepiece_pieces
 
 
 @pytest.fixture

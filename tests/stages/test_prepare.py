@@ -14,7 +14,7 @@ import pytest
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.data import joining, parts
 from yangtuo.data.blocks import BlockDataset, held_out
-from yangtuo.data.preview import Rehearsal
+from yangtuo.data.preview import DryRun
 from yangtuo.errors import ConfigError, DataError, FileError, LineageError
 from yangtuo.stages import prepare
 from yangtuo.vocab.encoding import load_encoder
@@ -280,7 +280,7 @@ def test_a_book_is_read_in_fragments_and_is_one_document(
     text = "".join(f"{sentence} {index}\n" for index in range(200) for sentence in SENTENCES) + "\n\n"
     book.write_text(text, encoding="utf-8")
     encoder = load_encoder(pico_tokenizer)
-    monkeypatch.setattr("yangtuo.data.segments.SEGMENT", 300)
+    monkeypatch.setattr("yangtuo.data.part_writer.SEGMENT", 300)
     monkeypatch.setattr("yangtuo.data.part_writer._BATCH", 1000)
     monkeypatch.setattr(parts, "_STREAMED_ABOVE", 1000)
     monkeypatch.setattr(parts, "_FRAGMENT", 777)
@@ -321,15 +321,15 @@ def test_statistics_count_what_is_there(texts: Path, pico_tokenizer: Path) -> No
     assert "<script" not in page and "http" not in page and "Latin" in page
 
 
-def test_rehearsal_shows_blocks_and_writes_nothing(corpus: Path, pico_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_dry_run_shows_blocks_and_writes_nothing(corpus: Path, pico_tokenizer: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     config = PrepareConfig(source=(str(corpus),), tokenizer=str(pico_tokenizer), output=tmp_path / "data", dry_run=True)
-    rehearsal = prepare.run(config)
-    assert isinstance(rehearsal, Rehearsal)
+    dry_run = prepare.run(config)
+    assert isinstance(dry_run, DryRun)
     assert sorted(tmp_path.rglob("*")) == before
-    assert rehearsal.figures["parts"] == len(parts.plan_parts([corpus]))
-    assert rehearsal.samples[0].stretches[0].pieces[0].kind == "control", "BOS begins the first document"
-    assert "document 2" in "".join(text for text, _ in rehearsal.show())
+    assert dry_run.figures["parts"] == len(parts.plan_parts([corpus]))
+    assert dry_run.samples[0].stretches[0].pieces[0].kind == "control", "BOS begins the first document"
+    assert "document 2" in "".join(text for text, _ in dry_run.show())
 
 
 def test_two_sources_of_one_name_are_refused(pico_tokenizer: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from yangtuo import cli
 from yangtuo.artifacts.manifest import Artifact, open_artifact
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.sft import SftConfig
-from yangtuo.data.preview import Rehearsal
+from yangtuo.data.preview import DryRun
 from yangtuo.data.template import get_template
 from yangtuo.errors import ConfigError
 from yangtuo.stages import prepare, sft
@@ -154,7 +154,7 @@ def test_a_dry_run_counts_an_earlier_adapter_and_replay(
         output=tmp_path / "out",
     )
     told = sft.run(config)
-    assert isinstance(told, Rehearsal)
+    assert isinstance(told, DryRun)
     plan = told.figures["plan"]
     assert plan["replayed_blocks"] == 2 * plan["blocks"] and plan["steps"] == 4 * 3 * plan["blocks"]
     trained = sum(tensor.numel() for tensor in load_file(tuned.path / "adapter_model.safetensors").values())

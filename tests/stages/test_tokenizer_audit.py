@@ -11,7 +11,7 @@ from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import VocabularyError
 from yangtuo.stages import tokenizer_audit, tokenizer_merge
-from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.vocab.learn import sentencepiece_pieces
 
 ENGLISH = "Once upon a time, in 1998, the cat\n  sat   on 10 mats\ndef add(a, b): return a + b\n"
 CHINESE = "小镇的人说：小河流过小镇。\n在1998年，小镇 the cat 有10人。\n"

@@ -15,7 +15,7 @@ from yangtuo.config.tokenizer_train import TokenizerTrainConfig
 from yangtuo.errors import LineageError, VocabularyError
 from yangtuo.stages import tokenizer_merge, tokenizer_train
 from yangtuo.vocab.encoding import load_encoder
-from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.vocab.learn import sentencepiece_pieces
 
 TEXT = "小河流过小镇，小镇的人爱小河。\n小镇的人说：小河流过小镇。\n" * 6
 

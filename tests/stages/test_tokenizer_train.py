@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from yangtuo.config.tokenizer_train import TokenizerTrainConfig
-from yangtuo.data.corpus import sampled_texts
+from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import FileError, OutputError, UserError, VocabularyError
 from yangtuo.stages import tokenizer_train
 from yangtuo.vocab.merge import ordered_pieces

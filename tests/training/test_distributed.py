@@ -18,7 +18,7 @@ from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.stages import expand, prepare, tokenizer_merge
 from yangtuo.training.journal import read_metrics
-from yangtuo.vocab.pieces import sentencepiece_pieces
+from yangtuo.vocab.learn import sentencepiece_pieces
 
 RUN = """
 import json, os, signal, sys, warnings

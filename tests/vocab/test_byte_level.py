@@ -14,6 +14,7 @@ from yangtuo.vocab.directory import write_byte_level
 from yangtuo.vocab.encoding import load_encoder, read_fast_json
 from yangtuo.vocab.scripts import compile_scripts
 
+from .merge_by_merge import merge_by_merge
 from .texts import AWKWARD, random_texts
 
 HAN = compile_scripts(["Han"])
@@ -44,6 +45,7 @@ def test_new_merges_shorten_chinese_and_leave_all_else(pico_byte_level: Path, tm
     for text in TEXTS:
         assert new.decode(new.encode(text)) == text
         assert 2 * len(new.encode(text)) < len(old.encode(text))
+    assert merge_by_merge(merged.content)(TEXTS + other) == new.encode_batch(TEXTS + other)
     fast = AutoTokenizer.from_pretrained(tmp_path)
     assert fast(TEXTS, add_special_tokens=False).input_ids == new.encode_batch(TEXTS)
     assert fast.convert_tokens_to_ids("<|extra|>") == 430

@@ -10,8 +10,8 @@ import pytest
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.directory import write_sentencepiece
 from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.learn import sentencepiece_pieces
 from yangtuo.vocab.merge import lowest_score, merge_faithful, merge_published, ordered_pieces
-from yangtuo.vocab.pieces import sentencepiece_pieces
 from yangtuo.vocab.scripts import compile_scripts
 from yangtuo.vocab.sentencepiece_model import CONTROL, load_processor, parse_model, read_model
 

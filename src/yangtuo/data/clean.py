@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass
+
+from yangtuo.data.decontaminate import Exam
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WIDE = _HAN + "\u3001-\u3011\u3014-\u301f\uff01-\uff0f\uff1a-\uff20\u201c\u201d\u2018\u2019\u2026\u2014"
@@ -95,3 +98,21 @@ def _remove(pattern: re.Pattern[str], text: str, reason: str, filtered: Filtered
     text, number = pattern.subn(by, text)
     filtered.add(reason, number, shown.encode("unicode_escape").decode() if reason.startswith("control") else shown)
     return text
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which filters run."""
+
+    clean: bool
+    exam: Exam | None
+
+    def apply(self, text: str, removed: Filtered) -> str:
+        """What is left of `text`; what went is counted in `removed`."""
+        if self.clean:
+            text = clean(text, removed)
+        if self.exam is not None:
+            text, lines = self.exam.clean(text)
+            for line in lines:
+                removed.add("lines of evaluation sets", 1, line.strip())
+        return text

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from yangtuo.data.dedup import letter_table, letters
+from yangtuo.data.readers import read_documents
+from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, list_files, read_records, suffix
 
 WINDOW = 48
 """Bytes in a row that betray a passage."""
@@ -26,6 +29,8 @@ SHORTEST = 16
 """Passages of fewer bytes are too common to look for within sentences."""
 SHORTEST_QUESTION = 6
 """Questions of fewer bytes are not looked for at all."""
+QUESTION_KEYS = ("question", "instruction", "query", "prompt", "problem", "stem", "input", "text", "题目", "问题")
+"""The fields of a row that hold its question; the first that is there counts, else the longest field does."""
 
 _ENDS = "\n。！？!?；;"  # of a sentence
 _ITEM = (
@@ -208,3 +213,16 @@ class _Index:
 
 def _folded(hashes: Hashes) -> Hashes:
     return (hashes ^ (hashes >> np.uint64(_FILTER_BITS))) & np.uint64((1 << _FILTER_BITS) - 1)
+
+
+def read_passages(path: Path) -> Iterator[tuple[str, bool]]:
+    """The passages of the files at `path`, and of each whether it is a question."""
+    for file in list_files(path, (*TEXT_SUFFIXES, *RECORD_SUFFIXES)):
+        if suffix(file) in TEXT_SUFFIXES:
+            yield from ((document.text, True) for document in read_documents(file, "line"))
+        else:
+            for record in read_records(file):
+                fields = {key.lower(): value for key, value in record.values.items() if isinstance(value, str)}
+                named = [key for key in QUESTION_KEYS if fields.get(key)]
+                question = named[0] if named else max(fields, key=lambda key: len(fields[key]), default="")
+                yield from ((value, key == question) for key, value in fields.items())

@@ -18,11 +18,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import wait
@@ -30,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import yangtuo
-from yangtuo.data.filters import Filters
+from yangtuo.config.options import shard_path
+from yangtuo.data.clean import Filters
 from yangtuo.data.part_writer import PartWriter
 from yangtuo.data.readers import Division, read_documents, record_text
 from yangtuo.data.records import (
@@ -44,6 +46,7 @@ from yangtuo.data.records import (
     read_records,
     suffix,
 )
+from yangtuo.errors import LineageError
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 PART_SIZE = 8 << 20
@@ -54,6 +57,7 @@ _STREAMED_ABOVE = 4 << 20  # bytes of a text file from which on its one document
 _FRAGMENT = 1 << 19  # characters
 _ALONE = 4 << 20  # bytes of a corpus that are read before other processes have started
 _CHUNK = 1 << 20
+_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -273,3 +277,51 @@ def _begin(directory: Path, treatment: Treatment) -> None:
 def _make(part: Part) -> Path:
     directory, treatment, encoder = _work
     return make_part(part, directory, treatment, encoder)
+
+
+def find_shards(output: Path, parts: Sequence[Part], treatment: Treatment) -> list[Path] | None:
+    """The directories of all parts in the shards beside `output`, or None where there are no shards.
+
+    Raises `LineageError` where a shard is missing, or made of other text, with another tokenizer or other settings.
+    """
+    counts = {
+        int(match[1])
+        for path in output.parent.glob(f"{output.name}.shard-*-of-*")
+        if (match := re.fullmatch(r".*\.shard-\d+-of-(\d+)", path.name))
+    }
+    if not counts:
+        return None
+    if len(counts) > 1:
+        raise LineageError(
+            f"beside {output} stand shards of several divisions of the work",
+            found=", ".join(f"{count} shards" for count in sorted(counts)),
+            expected="those of one; remove the others",
+        )
+    count = counts.pop()
+    missing = [number for number in range(1, count + 1) if not shard_path(output, number, count).is_dir()]
+    if missing:
+        raise LineageError(
+            f"shards of {output} are missing",
+            found=f"{count - len(missing)} of {count}",
+            expected=", ".join(shard_path(output, number, count).name for number in missing[:_LISTED]),
+            run=f"the same command with --shard {missing[0]}/{count}, or remove all shards",
+        )
+    found = [shard_path(output, index % count + 1, count) / "parts" / f"{part.number:06}" for index, part in
+             enumerate(parts)]  # fmt: skip
+    with ThreadPoolExecutor() as pool:
+        expected = list(pool.map(lambda part: part_fingerprint(part, treatment), parts))
+    differing = [
+        (path, part)
+        for path, part, fingerprint in zip(found, parts, expected, strict=True)
+        if not path.is_dir() or read_account(path)["fingerprint"] != fingerprint
+    ]
+    if differing:
+        names = sorted({path.parent.parent.name for path, _ in differing})
+        raise LineageError(
+            f"shards of {output} were made of other text, with another tokenizer or other settings",
+            found=f"{len(differing)} of {len(parts)} parts differ, in {', '.join(names[:_LISTED])}; "
+            f"the first holds {differing[0][1].pieces[0].file}",
+            expected="the same files, tokenizer and options on every machine",
+            run="the same command with --shard again for these, after removing them",
+        )
+    return found

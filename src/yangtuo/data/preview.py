@@ -155,7 +155,7 @@ def _harmless(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a dry run returns: plain JSON values, and samples of what would be trained on."""
 
     figures: dict[str, Any]

@@ -16,7 +16,7 @@ from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.expand import ExpandConfig
-from yangtuo.data.corpus import sampled_texts
+from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError
 from yangtuo.growing.cooccurrence import Company, keep_company
 from yangtuo.growing.fitting import WindowSample, fit_rows

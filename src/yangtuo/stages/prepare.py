@@ -17,14 +17,13 @@ from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.options import Source, parse_shard, split_source
 from yangtuo.config.prepare import PrepareConfig
-from yangtuo.data import joining, shards
+from yangtuo.data import joining
 from yangtuo.data.blocks import BlockDataset, BlockWriter, HeldOutWriter
-from yangtuo.data.decontaminate import read_exam
-from yangtuo.data.exams import read_passages
-from yangtuo.data.filters import Filters
-from yangtuo.data.parts import Part, Treatment, make_part, make_parts, plan_parts
-from yangtuo.data.preview import Rehearsal, take_samples
-from yangtuo.data.statistics_page import write_page
+from yangtuo.data.clean import Filters
+from yangtuo.data.decontaminate import read_exam, read_passages
+from yangtuo.data.parts import Part, Treatment, find_shards, make_part, make_parts, plan_parts
+from yangtuo.data.preview import DryRun, take_samples
+from yangtuo.data.statistics import write_page
 from yangtuo.errors import ConfigError, DataError, VocabularyError
 from yangtuo.hub import locate
 from yangtuo.vocab.encoding import Encoder, load_encoder
@@ -32,10 +31,10 @@ from yangtuo.vocab.encoding import Encoder, load_encoder
 _PARTS = "parts"
 _SCRATCH = "scratch"
 _NUM_SAMPLES = 2
-_SAMPLED = 1 << 20  # characters of each source that a rehearsal reads
+_SAMPLED = 1 << 20  # characters of each source that a dry run reads
 
 
-def run(config: PrepareConfig) -> Artifact | Rehearsal:
+def run(config: PrepareConfig) -> Artifact | DryRun:
     """Writes the dataset directory `config.output`, or one shard of it; a dry run writes nothing.
 
     Run again after a kill, it goes on with the part at which it was, and the result is the same to the byte.
@@ -48,11 +47,11 @@ def run(config: PrepareConfig) -> Artifact | Rehearsal:
     parts = plan_parts([locate(source.path, is_data=True) for source in sources])
     treatment = _treatment(config, tokenizer, encoder)
     if config.dry_run:
-        return _rehearse(config, sources, parts, treatment, encoder)
+        return _dry_run(config, sources, parts, treatment, encoder)
     if config.shard:
         number, count = parse_shard(config.shard)
         parts = parts[number - 1 :: count]
-    finished = None if config.shard else shards.find(output, parts, treatment)
+    finished = None if config.shard else find_shards(output, parts, treatment)
     with draft(config, Kind.DATASET, {"tokenizer": tokenizer}, resumable=True) as made:
         directories = finished or _make(parts, made.path / _PARTS, treatment, encoder)
         if config.shard:
@@ -166,9 +165,9 @@ def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> Non
         console.warn(f"{source.path} is a single document: none is held out (--documents paragraph makes more)")
 
 
-def _rehearse(
+def _dry_run(
     config: PrepareConfig, sources: list[Source], parts: list[Part], treatment: Treatment, encoder: Encoder
-) -> Rehearsal:
+) -> DryRun:
     """What the beginning of each source becomes, in a directory that is removed."""
     first = [next(part for part in parts if part.source == number) for number in range(len(sources))]
     with tempfile.TemporaryDirectory() as name:
@@ -177,4 +176,4 @@ def _rehearse(
         details, _ = _join(config, sources, first, made, encoder, directory)
         samples = take_samples(BlockDataset(directory), encoder, _NUM_SAMPLES)
     plan = {"parts": len(parts), "bytes": sum(part.num_bytes for part in parts)}
-    return Rehearsal({**plan, f"of the first {_SAMPLED:,} characters of each source": details}, samples)
+    return DryRun({**plan, f"of the first {_SAMPLED:,} characters of each source": details}, samples)

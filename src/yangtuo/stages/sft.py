@@ -22,7 +22,7 @@ from yangtuo.config.options import split_source
 from yangtuo.config.sft import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import account_lines, build_blocks
-from yangtuo.data.preview import Rehearsal, take_samples
+from yangtuo.data.preview import DryRun, take_samples
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.hub import locate
@@ -36,7 +36,7 @@ _ACCOUNT = "account.json"
 _NUM_SAMPLES = 2
 
 
-def run(config: SftConfig) -> Artifact | Rehearsal:
+def run(config: SftConfig) -> Artifact | DryRun:
     """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint.
 
     A dry run writes nothing, and returns the account of the rows, samples of the blocks and the plan.
@@ -55,7 +55,7 @@ def run(config: SftConfig) -> Artifact | Rehearsal:
     raise_all([*refused, *base.check_earlier(model, earlier)])
     if config.dry_run:
         adapted = base.outline(model, earlier, template.stop_ids(encoder), vars(config))
-        return _rehearse(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)
+        return _dry_run(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)
     parents = {"model": model, "replay": replay, "adapter": earlier}
     with processes.shared_draft(config, Kind.ADAPTER, {name: one for name, one in parents.items() if one}) as made:
         account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
@@ -94,9 +94,9 @@ def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: 
     return errors
 
 
-def _rehearse(
+def _dry_run(
     config: SftConfig, template: Template, encoder: Encoder, adapted: PeftModel, replay: BlockDataset | None
-) -> Rehearsal:
+) -> DryRun:
     """The blocks in a directory that is removed, and what a run over them would be."""
     with tempfile.TemporaryDirectory() as directory:
         account = _build(config, Path(directory), template, encoder)
@@ -120,7 +120,7 @@ def _rehearse(
     else:
         for line in made.lines():
             console.note(line)
-    return Rehearsal({"data": account, "plan": plan}, samples)
+    return DryRun({"data": account, "plan": plan}, samples)
 
 
 def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: Encoder) -> dict[str, Any]:

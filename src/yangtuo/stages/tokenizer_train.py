@@ -13,7 +13,7 @@ from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.tokenizer_train import TokenizerTrainConfig
-from yangtuo.data.corpus import sampled_texts
+from yangtuo.data.readers import sampled_texts
 from yangtuo.vocab.advice import advise
 from yangtuo.vocab.base import Base, open_base
 from yangtuo.vocab.encoding import load_encoder

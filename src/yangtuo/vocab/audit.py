@@ -5,6 +5,9 @@ Counts lines, not opinions: every list holds what can be looked up. Knows no pag
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
+from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.byte_level import piece_bytes
-from yangtuo.vocab.encoding import Encoder, Family, load_encoder
-from yangtuo.vocab.reference import other_engine
+from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE
+from yangtuo.vocab.encoding import Encoder, Family, is_sentencepiece, load_encoder
+from yangtuo.vocab.engines import FastEngine
 from yangtuo.vocab.scripts import BLANK, Scripts
+from yangtuo.vocab.sentencepiece_model import is_bpe, read_model
 
 _BATCH = 4096  # lines encoded at once
 _NUM_WORST = 20
@@ -130,13 +136,13 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
             found=f"{new.vocabulary_size:,} pieces whose first {old.vocabulary_size:,} are not the base's",
             expected="the tokenizer that it was made from as --base",
         )
-    found, other = Audit(), other_engine(tokenizer)
+    found, other = Audit(), _as_transformers(tokenizer)
     used: Counter[int] = Counter()
     spans = _Spans(new, scripts), _Spans(old, scripts)
     for label, some in texts.items():
         amount = found.by_file.setdefault(label, Amount())
         for lines in _batches(some):
-            ids, base_ids, other_ids = new.encode_batch(lines), old.encode_batch(lines), other(lines)
+            ids, base_ids, other_ids = new.encode_batch(lines), old.encode_batch(lines), other.encode_batch(lines, None)
             for text, one, before, engine in zip(lines, ids, base_ids, other_ids, strict=True):
                 used.update(one)
                 script = _dominant_script(text)
@@ -261,3 +267,27 @@ def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
 
 def _ratio(numerator: int, denominator: int) -> float:
     return round(numerator / denominator, 4) if denominator else 0.0
+
+
+def _as_transformers(path: Path) -> FastEngine:
+    """What transformers' AutoTokenizer makes of the tokenizer at `path`, as an engine beside ours.
+
+    Raises `VocabularyError` for models that do not cut by merges.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = path
+        if path.is_file():
+            directory = Path(name)
+            is_json = path.suffix == ".json"
+            shutil.copyfile(path, directory / (FAST_FILE if is_json else MODEL_FILE))
+            kind = "PreTrainedTokenizerFast" if is_json else "LlamaTokenizer"
+            (directory / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
+        content = json.loads(AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str())
+    model = path / MODEL_FILE if path.is_dir() else path
+    if content["model"]["type"] != "BPE" or (is_sentencepiece(model) and not is_bpe(read_model(model))):
+        raise VocabularyError(
+            f"{path} cannot be audited",
+            found="a tokenizer that does not cut by merges (unigram, WordPiece)",
+            expected="a SentencePiece BPE model or a byte-level BPE tokenizer",
+        )
+    return FastEngine(content)

@@ -14,9 +14,8 @@ from yangtuo.errors import FileError, VocabularyError
 from yangtuo.vocab.byte_level import Merge, learn_merges, merge_byte_level, require_byte_level
 from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings, write_byte_level, write_sentencepiece
 from yangtuo.vocab.encoding import is_sentencepiece, read_fast_json
-from yangtuo.vocab.learn import learn_pieces
+from yangtuo.vocab.learn import learn_pieces, sentencepiece_pieces
 from yangtuo.vocab.merge import merge_faithful, merge_published, ordered_pieces
-from yangtuo.vocab.pieces import sentencepiece_pieces
 from yangtuo.vocab.scripts import Scripts
 from yangtuo.vocab.sentencepiece_model import read_model, require_extensible
 

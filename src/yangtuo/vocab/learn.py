@@ -17,12 +17,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.engines import Engine, SentencePieceEngine
 from yangtuo.vocab.merge import extend
 from yangtuo.vocab.scripts import BLANK, Scripts
-from yangtuo.vocab.sentencepiece_model import NORMAL, load_processor, parse_model
+from yangtuo.vocab.sentencepiece_model import NORMAL, UNKNOWN, load_processor, parse_model
 
 CHARACTER_COVERAGE = 0.9995
 """Share of the text's characters that get a piece of their own; the rare rest stays bytes."""
@@ -246,3 +247,19 @@ def split_pieces(pieces: Sequence[str]) -> list[tuple[str, str]]:
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         ranks[tuple(parts)] = len(ranks)
     return [(left, right) for left, right in ranks]
+
+
+def sentencepiece_pieces(pieces: Sequence[str]) -> bytes:
+    """A serialized BPE model of `pieces`, best first: the first gets score -1, the next -2, and so on."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.pieces.add(piece="<unk>", score=0.0, type=UNKNOWN)
+    for rank, piece in enumerate(pieces, 1):
+        model.pieces.add(piece=piece, score=-rank, type=NORMAL)
+    trainer = model.trainer_spec
+    trainer.model_type = trainer.BPE
+    trainer.vocab_size = len(model.pieces)
+    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, -1, -1, -1
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return bytes(model.SerializeToString())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from yangtuo.data import segments
-from yangtuo.data.segments import LEAD, split_segments
+from yangtuo.data import part_writer
+from yangtuo.data.part_writer import LEAD, split_segments
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 
@@ -26,7 +26,7 @@ def test_ids_of_segments_are_those_of_the_whole(
     tokenizer: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over texts of blanks, empty lines, digits and two scripts, whatever the fragments they are read in."""
-    monkeypatch.setattr(segments, "SEGMENT", 60)
+    monkeypatch.setattr(part_writer, "SEGMENT", 60)
     encoder = load_encoder(request.getfixturevalue(tokenizer))
     generator = random.Random(3)
     parts = [
@@ -56,7 +56,7 @@ def test_ids_of_segments_are_those_of_the_whole(
 @pytest.mark.parametrize("name", ["llama/tokenizer.model", "mistral/tokenizer.model", "llama3", "chinese_sp.model"])
 def test_ids_of_a_novel(name: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real tokenizers, among them a unigram model whose normalisation takes line breaks for blanks."""
-    monkeypatch.setattr(segments, "SEGMENT", 5000)
+    monkeypatch.setattr(part_writer, "SEGMENT", 5000)
     encoder = load_encoder(shared_data / "tokenizers" / name)
     files = sorted((shared_data / "corpora").glob("*/*.txt"))
     for file in files[:3] + files[-2:]:
@@ -69,7 +69,7 @@ def test_ids_of_a_novel(name: str, shared_data: Path, monkeypatch: pytest.Monkey
 def test_cuts_stand_between_lines_and_never_before_a_blank(
     pico_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "SEGMENT", 10)
+    monkeypatch.setattr(part_writer, "SEGMENT", 10)
     cut = list(
         split_segments(["one line here\n\n  next line\nthe", " last one of all\nend"], load_encoder(pico_tokenizer))
     )
