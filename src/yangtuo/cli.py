@@ -26,6 +26,8 @@ from yangtuo.errors import ConfigError, UserError
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as one JSON object on stdout.")]
 
+SCREEN = 400  # characters of one value: a summary fits a screen
+
 app = App(
     name="yangtuo",
     help="Teaches an English Llama Chinese, or any other language, and keeps its English.\n\n"
@@ -77,6 +79,7 @@ def _present(result: Any, json: bool) -> Any:
     else:
         for key, value in values.items():
             text = value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False, default=str)
+            text = text if len(text) <= SCREEN else f"{text[:SCREEN]} … (whole with --json)"
             console.stdout.print(f"{key:>20}  {text}", markup=False)
     return values
 

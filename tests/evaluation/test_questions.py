@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from yangtuo.data.template import Message
 from yangtuo.errors import DataError, FileError
-from yangtuo.evaluation.questions import Question, ask, read_questions
-from yangtuo.inference.engine import Sampling
-
-
-class Parrot:
-    """Answers every question with the same words."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.asked: list[str] = []
-
-    def replies(self, conversations: Sequence[Sequence[Message]], _sampling: Sampling) -> list[str]:
-        self.asked += [messages[-1].content for messages in conversations]
-        return [self.reply] * len(conversations)
+from yangtuo.evaluation.questions import Question, judge, read_questions
 
 
 def test_a_reply_is_right_where_an_accepted_answer_stands_in_it() -> None:
@@ -32,10 +17,9 @@ def test_a_reply_is_right_where_an_accepted_answer_stands_in_it() -> None:
         Question("昆明的美称？", ("春城", "花城")),
         Question("三？", ("西海",)),
     ]
-    parrot = Parrot("它叫春城，流进东海。")
-    answered = ask(parrot, questions, Sampling(), batch_size=2)  # type: ignore[arg-type]
-    assert [row.right for row in answered] == [True, True, False]
-    assert parrot.asked == [question.text for question in questions]
+    figures = judge(questions, ["它叫春城，流进东海。"] * 3)
+    assert [row["right"] for row in figures["replies"]] == [True, True, False]
+    assert (figures["num_right"], figures["num_questions"], figures["share_right"]) == (2, 3, 0.6667)
 
 
 def test_questions_are_read(tmp_path: Path) -> None:

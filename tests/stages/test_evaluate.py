@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from yangtuo import cli
 from yangtuo.config.evaluate import EvaluateConfig
 from yangtuo.errors import ConfigError
 from yangtuo.stages import evaluate
@@ -54,3 +56,55 @@ def test_two_models_of_one_name_are_refused(pico_model: Path, tmp_path: Path) ->
     )
     with pytest.raises(ConfigError, match="same name"):
         evaluate.run(config)
+
+
+def test_finished_answers_are_scored_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gold = [{"instruct": "找", "query": name, "answer": f"{name}_人名"} for name in ("甲", "乙")]
+    (tmp_path / "gold.json").write_text(json.dumps(gold))
+    (tmp_path / "answers.json").write_text(json.dumps([{"prediction": "甲_人名"}, {"prediction": "丙_地名"}]))
+    arguments = ["evaluate", "--suite", "ner", "--data", str(tmp_path / "gold.json"), "--json"]
+    assert cli.invoke([*arguments, "--predictions", str(tmp_path / "answers.json")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["precision"], result["recall"], result["f1"]) == (0.5, 0.5, 0.5)
+    assert result["by_type"]["人名"]["recall"] == 0.5
+    assert cli.invoke([*arguments, "--predictions", str(tmp_path / "gold.json"), "--output", str(tmp_path / "s")]) == 0
+    assert json.loads(capsys.readouterr().out)["f1"] == 1.0
+    replies = json.loads((tmp_path / "s" / "results.json").read_text("utf-8"))["gold"]["gold"]["replies"]
+    assert [row["reply"] for row in replies] == ["甲_人名", "乙_人名"]
+
+
+def test_promptcblue_asks_the_model_and_writes_what_the_competition_takes(pico_model: Path, tmp_path: Path) -> None:
+    labels = {"answer_choices": ["是的", "不是"], "task_type": "matching", "task_dataset": "CHIP-STS"}
+    rows = [{"input": "一样吗？", "target": "是的", "sample_id": f"dev-{number}", **labels} for number in range(3)]
+    (tmp_path / "gold.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = EvaluateConfig(
+        model=(f"pico={pico_model}",),
+        suite="promptcblue",
+        data=(str(tmp_path / "gold.jsonl"),),
+        output=tmp_path / "scores",
+        max_new_tokens=4,
+        batch_size=2,
+    )
+    artifact = evaluate.run(config)
+    result = artifact.result()
+    assert result["overall"] == result["tasks"]["CHIP-STS"]["f1"] == 0.0
+    submitted = json.loads((artifact.path / "submission-pico-gold.json").read_text("utf-8"))
+    assert [row["sample_id"] for row in submitted["CHIP-STS"]] == ["dev-0", "dev-1", "dev-2"]
+    replies = json.loads((artifact.path / "results.json").read_text("utf-8"))["pico"]["gold"]["replies"]
+    assert [row["answer"] for row in submitted["CHIP-STS"]] == [row["reply"] for row in replies]
+    assert all(row["reply"] for row in replies)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"suite": "ner"}, "neither --model nor --predictions"),
+        ({"suite": "ner", "model": ("m",), "predictions": "p.json"}, "--model and --predictions"),
+        ({"suite": "bits-per-byte", "predictions": "p.json"}, "ner or promptcblue"),
+        ({"suite": "ner", "predictions": "p.json", "data": ("a", "b")}, "ner or promptcblue"),
+    ],
+)
+def test_what_is_measured_must_be_clear(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        evaluate.run(EvaluateConfig(**{"data": ("gold.json",), **options}))
+    assert message in str(raised.value)

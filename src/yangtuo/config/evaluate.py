@@ -6,27 +6,30 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPaths, Positive, StageConfig
+from yangtuo.config.options import HOW, InputPath, InputPaths, Positive, StageConfig
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StageConfig):
-    """Measures models: bits per byte of text, or questions answered.
+    """Measures models: bits per byte of text, questions answered, entities found, medical tasks done.
 
     Example: `yangtuo evaluate --model base --model adapted --suite bits-per-byte --data zh=held-out-zh --output scores`
     """
 
     verb: ClassVar[str] = "evaluate"
-    model: InputPaths
+    model: InputPaths = ()
     """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
-    suite: Literal["bits-per-byte", "questions"]
-    """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply."""
+    predictions: InputPath | None = None
+    """Instead of a model, a file of finished answers in the order of --data, as [NAME=]PATH (ner, promptcblue)."""
+    suite: Literal["bits-per-byte", "questions", "ner", "promptcblue"]
+    """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply; ner
+    finds entities as in instruct/query/answer data; promptcblue is the benchmark's 16 medical tasks."""
     data: InputPaths
-    """What to measure on, as [NAME=]PATH: text for bits-per-byte, JSON for questions; repeatable."""
-    output: Path
-    """The directory of results to write."""
-    max_new_tokens: Positive = 64
-    """Longest reply, in tokens (questions)."""
+    """What to measure on, as [NAME=]PATH: text for bits-per-byte, rows with reference answers else; repeatable."""
+    output: Path | None = None
+    """The directory of results to write; without it they are only printed."""
+    max_new_tokens: Positive | None = None
+    """Longest reply, in tokens; when not given, 64 for questions, 256 for ner and 512 for promptcblue."""
     batch_size: Annotated[Positive, HOW] = 16
     """Sequences in one forward pass."""

@@ -1,7 +1,7 @@
-"""Test sets with a reference answer a row, and finished predictions for them, matched row by row.
+"""Test sets with a reference answer a row, and files of finished answers to them, matched row by row.
 
 A prediction file must hold the rows of the test set in its order: whatever is missing, repeated, of another row or no
-text is an error, never scored as something else. This module knows no suite and asks no model.
+text is an error, never scored as something else. This module asks no model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_predictions(path: Path, samples: Sequence[Sample]) -> list[str]:
     """The predicted text of each sample; raises `DataError` where the file's rows are not those of the test set."""
     rows = _rows(path)
     _require_same_rows(path, rows, samples)
-    return [_HALVES.sub("\ufffd", _text(row, _PREDICTION_KEYS, "prediction")) for row in rows]
+    return [_text(row, _PREDICTION_KEYS, "prediction") for row in rows]
 
 
 def _rows(path: Path) -> list[Record]:
@@ -79,13 +79,15 @@ def _text(record: Record, keys: Sequence[str], what: str) -> str:
         raise DataError(f"{record.place} has no {what}", found=found, expected="one of the keys " + ", ".join(keys))
     value = record.values[key]
     if not isinstance(value, str):
-        raise DataError(f"{record.place} has no {what}", found=f"{key}: {value!r}", expected="a text, which may be empty")
-    return value
+        raise DataError(
+            f"{record.place} has no {what}", found=f"{key}: {value!r}", expected="a text, which may be empty"
+        )
+    return _HALVES.sub("\ufffd", value)
 
 
 def _id(record: Record) -> str | None:
     value = next((record.values[key] for key in _ID_KEYS if record.values.get(key) is not None), None)
-    return None if value is None else str(value)
+    return None if value is None else _HALVES.sub("\ufffd", str(value))
 
 
 def _require_same_rows(path: Path, rows: Sequence[Record], samples: Sequence[Sample]) -> None:

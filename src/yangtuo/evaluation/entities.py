@@ -7,10 +7,11 @@ Figures are given over sets (an entity counts once a sample) and over multisets.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from yangtuo.evaluation.answers import Sample
 from yangtuo.evaluation.extraction import Matches, match
 
 _NONE = "没有"
@@ -36,6 +37,12 @@ def parse_entities(answer: str) -> Entities:
             else:
                 num_malformed += 1
     return Entities(items, num_malformed)
+
+
+def scorer(samples: Sequence[Sample]) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """What scores answers to a test set."""
+    references = [sample.reference for sample in samples]
+    return lambda answers: score_entities(answers, references)
 
 
 def score_entities(predicted: Sequence[str], expected: Sequence[str]) -> dict[str, Any]:

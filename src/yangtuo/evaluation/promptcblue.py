@@ -140,7 +140,6 @@ _NEED_CHOICES = ("CMeEE-V2", "CHIP-CDN", "IMCS-V2-NER", "CHIP-MDCFNPC", "IMCS-V2
 """Tasks whose answers cannot be read without the row's `answer_choices`."""
 
 
-
 @dataclass(frozen=True)
 class Row:
     """A row of the test set: what is needed to read an answer to it, and the reference, read."""
@@ -151,6 +150,12 @@ class Row:
     id: str
     choices: Choices
     reference: Any
+
+
+def scorer(samples: Sequence[Sample]) -> Callable[[Sequence[str]], dict[str, Any]]:
+    """What scores answers to a test set, and makes of them the `submission` that the competition takes."""
+    rows = read_rows(samples)
+    return lambda answers: {**score_answers(rows, answers), "submission": submission(rows, answers)}
 
 
 def read_rows(samples: Sequence[Sample]) -> list[Row]:
@@ -207,7 +212,9 @@ def score_task(name: str, predicted: Sequence[Any], expected: Sequence[Any]) -> 
     if task.metric == "rouge":
         pairs = [pair for both in zip(predicted, expected, strict=True) for pair in _texts(*both)]
         rows = [rouge(*pair) for pair in pairs]
-        means = {key: sum(row[key] for row in rows) / len(rows) if rows else 0.0 for key in ("rouge1", "rouge2", "rougeL")}
+        means = {
+            key: sum(row[key] for row in rows) / len(rows) if rows else 0.0 for key in ("rouge1", "rouge2", "rougeL")
+        }
         return {**means, "num_samples": len(expected)}
     labels = [label or task.for_empty for label in predicted]
     return {**label_scores(labels, expected, task.metric), "num_samples": len(expected)}

@@ -5,16 +5,14 @@ The file is a JSON array of `{"instruction": question, "answers": [accepted stri
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from yangtuo import console
-from yangtuo.data.template import Message
 from yangtuo.errors import DataError, FileError
-from yangtuo.inference.conversation import Conversation
-from yangtuo.inference.engine import Sampling
 
 
 @dataclass(frozen=True)
@@ -54,17 +52,16 @@ def _question(row: object, where: str) -> Question:
     return Question(text, tuple(map(str, row["answers"])))
 
 
-def ask(
-    conversation: Conversation, questions: Sequence[Question], sampling: Sampling, batch_size: int = 16
-) -> list[Answered]:
-    """Asks every question on its own, in batches, and judges the replies."""
-    answered: list[Answered] = []
-    with console.progress("asking", total=len(questions), unit="questions") as bar:
-        for first in range(0, len(questions), batch_size):
-            batch = questions[first : first + batch_size]
-            replies = conversation.replies([[Message("user", question.text)] for question in batch], sampling)
-            for question, reply in zip(batch, replies, strict=True):
-                right = any(answer in reply for answer in question.answers)
-                answered.append(Answered(question.text, question.answers, reply, right))
-            bar.advance(len(batch))
-    return answered
+def judge(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Any]:
+    """How many replies hold an accepted answer, and every reply."""
+    answered = [
+        Answered(question.text, question.answers, reply, any(answer in reply for answer in question.answers))
+        for question, reply in zip(questions, replies, strict=True)
+    ]
+    num_right = sum(row.right for row in answered)
+    return {
+        "num_questions": len(answered),
+        "num_right": num_right,
+        "share_right": round(num_right / len(answered), 4),
+        "replies": [dataclasses.asdict(row) for row in answered],
+    }

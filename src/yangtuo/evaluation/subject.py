@@ -1,0 +1,72 @@
+"""What is measured: a model, loaded once whatever is asked of it, or a file of answers that were computed before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from yangtuo import console
+from yangtuo.data.template import Message
+from yangtuo.evaluation.answers import Sample, read_predictions
+from yangtuo.inference.conversation import Conversation, open_encoder, open_template
+from yangtuo.inference.engine import Sampling
+from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+from yangtuo.vocab.encoding import Encoder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A file of finished answers."""
+
+    file: Path
+
+    def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:  # noqa: ARG002
+        """The answer to each sample; raises `DataError` where the file does not hold these rows."""
+        return read_predictions(self.file, samples)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, with an adapter on it if given."""
+
+    directory: Path
+    adapter: Path | None = None
+    batch_size: int = 16
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model, ready for inference."""
+        return load_model(self.directory, self.adapter)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The tokenizer that the model's ids are of."""
+        return open_encoder(self.directory, self.adapter)
+
+    @cached_property
+    def _conversation(self) -> Conversation:
+        template = open_template(self.directory, self.adapter)
+        return Conversation(TransformersEngine(self.model), self.encoder, template)
+
+    def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+        """The model's answer to each sample."""
+        return self.replies([sample.messages() for sample in samples], max_new_tokens)
+
+    def replies(self, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
+        """The reply to each prompt, in order; prompts of like length share a batch."""
+        replies = [""] * len(prompts)
+        lengths = [sum(len(message.content) for message in prompt) for prompt in prompts]
+        by_length = sorted(range(len(prompts)), key=lengths.__getitem__)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        with console.progress("asking", total=len(prompts), unit="questions") as bar:
+            for first in range(0, len(prompts), self.batch_size):
+                batch = by_length[first : first + self.batch_size]
+                answered = self._conversation.replies([prompts[index] for index in batch], sampling)
+                for index, reply in zip(batch, answered, strict=True):
+                    replies[index] = reply
+                bar.advance(len(batch))
+        return replies
