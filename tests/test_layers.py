@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "yangtuo"
 LAYERS = {
     "errors": 0,
     "config": 1,
+    "files": 1,
     "console": 2,
     "hub": 2,
     "artifacts": 3,

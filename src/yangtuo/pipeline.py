@@ -18,16 +18,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
 from cyclopts import App, CycloptsError
+from pydantic import Field, with_config
+from typing_extensions import TypedDict
 
-from yangtuo import console
+from yangtuo import console, files
 from yangtuo.artifacts.manifest import Artifact, read_manifest, step_fingerprint
 from yangtuo.config import STAGES
 from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
+
+# A step's name is a directory's, and stays inside the recipe's output.
+StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
+
+
+@with_config(extra="forbid")
+class _Recipe(TypedDict):
+    output: Annotated[str, Field(min_length=1)]
+    steps: dict[StepName, dict[str, Any]]
+
 
 StageFunction = Callable[[str], Callable[[Any], Artifact]]
 
@@ -112,20 +123,17 @@ def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FileError(f"the recipe {path} does not exist", run="ls recipes")
+    document = files.read_yaml(path)
     try:
-        document: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(f"the recipe {path} does not exist", run="ls recipes") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FileError(f"the recipe {path} cannot be read", found=str(error)) from error
-    unknown = set(document) - {"output", "steps"} if isinstance(document, dict) else None
-    if unknown is None or unknown or not isinstance(document.get("steps"), dict) or "output" not in document:
+        return dict(files.check(document, str(path), _Recipe))
+    except FileError as error:
         raise ConfigError(
             f"{path} is not a recipe",
-            found=", ".join(map(str, document)) if isinstance(document, dict) else type(document).__name__,
+            found=error.found or error.problem,
             expected="two keys: output (a directory) and steps (a mapping of step names to options)",
-        )
-    return dict(document)
+        ) from error
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -139,15 +147,13 @@ def _override(document: dict[str, Any], override: str) -> None:
         steps = list(document["steps"])
         raise ConfigError(f"--set names the unknown step {step!r}{_hint(step, steps)}", expected=", ".join(steps))
     else:
-        document["steps"][step][option] = yaml.safe_load(text)
+        document["steps"][step][option] = files.parse_yaml(text, f"--set {override!r}")
 
 
-def _step(name: str, values: Any, directory: Path, variables: Mapping[str, str]) -> Step:
-    if not isinstance(values, dict):
-        raise ConfigError(f"step {name}: its options must be a mapping", found=type(values).__name__)
+def _step(name: str, values: dict[str, Any], directory: Path, variables: Mapping[str, str]) -> Step:
     values = dict(values)
     verb = values.pop("stage", name.replace("-", " "))
-    if verb not in STAGES:
+    if not isinstance(verb, str) or verb not in STAGES:
         raise ConfigError(f"step {name}: no stage is called {verb!r}{_hint(verb, STAGES)}", expected=", ".join(STAGES))
     known = {option.name for option in STAGES[verb].options()}
     tokens: list[str] = []
@@ -169,8 +175,12 @@ def _tokens(key: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
         return [token for item in value for token in _tokens(key, item)]
+    if isinstance(value, list | dict):
+        raise ConfigError(
+            f"the option {key!r} is nested", found=str(value)[:80], expected="a value, or a list of values"
+        )
     return [f"{flag}={value}"]
 
 

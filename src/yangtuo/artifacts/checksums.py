@@ -9,6 +9,7 @@ from yangtuo import console
 from yangtuo.artifacts.fingerprints import hash_file
 from yangtuo.artifacts.manifest import Artifact, list_files
 from yangtuo.errors import ConfigError, FileError, UserError, raise_all
+from yangtuo.files import read_bytes
 
 
 def check_manifest(artifact: Artifact) -> str:
@@ -32,11 +33,9 @@ def check_sums(path: Path, sums: Path) -> str:
     Any text counts that has a sum and a file's name in one line: sha256sum's, BSD's, a Markdown table. A name with
     several sums, as in a list of several models, may have any of them.
     """
-    if not sums.is_file():
-        raise FileError(f"{sums} does not exist", expected="a text file with SHA-256 sums")
     names = list_files(path) if path.is_dir() else [path.name]
     expected: dict[str, set[str]] = {}
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_bytes(sums).decode("utf-8", "replace").splitlines():
         for digest in re.findall(r"\b[0-9a-fA-F]{64}\b", line):
             words = {Path(word).name for word in re.split(r"[\s|()=*`]+", line)}
             for name in (name for name in names if Path(name).name in words):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 import yangtuo
-from yangtuo import hub
+from yangtuo import files, hub
 from yangtuo.artifacts.fingerprints import digest, hash_file
 from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import FileError, LineageError
@@ -39,6 +43,14 @@ class Parent:
     fingerprint: str
     lineage: str | None = None
     """What determined a merged parent before it was made, see `yangtuo.artifacts.lineage`."""
+
+
+class Details(TypedDict, total=False):
+    """What other stages read out of a manifest's details; a stage may write more."""
+
+    lineage: str
+    new_rows: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
+    kindred_rows: list[Annotated[int, Field(ge=0, le=files.MAX_COUNT)]]
 
 
 @dataclass(frozen=True)
@@ -72,22 +84,6 @@ class Manifest:
             {**dataclasses.asdict(self), "fingerprint": self.fingerprint}, indent=2, ensure_ascii=False, default=str
         )
 
-    @classmethod
-    def from_json(cls, text: str, path: Path) -> Manifest:
-        """Reads a manifest; raises `FileError` where it is damaged."""
-        try:
-            values = json.loads(text)
-            values.pop("fingerprint", None)
-            values["kind"] = Kind(values["kind"])
-            values["parents"] = {role: Parent(**parent) for role, parent in values["parents"].items()}
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise FileError(
-                f"{path} is not a manifest that this version can read",
-                found=str(error),
-                expected=f"a file written by yangtuo {yangtuo.__version__} or earlier",
-            ) from error
-
 
 @dataclass(frozen=True)
 class Artifact:
@@ -110,11 +106,11 @@ class Artifact:
         """What `--json` prints: path, kind, fingerprint and the stage's details."""
         assert self.manifest is not None
         return {
+            **self.manifest.details,  # first: whatever a stranger's manifest calls so, these four are ours to say
             "path": str(self.path),
             "kind": self.manifest.kind.value,
             "stage": self.manifest.stage,
             "fingerprint": self.manifest.fingerprint,
-            **self.manifest.details,
         }
 
 
@@ -145,7 +141,18 @@ def open_artifact(reference: str | Path, *kinds: Kind) -> Artifact:
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest of the directory `path`, or None where it has none."""
     file = path / MANIFEST
-    return Manifest.from_json(file.read_text(encoding="utf-8"), file) if file.is_file() else None
+    if not os.path.lexists(file):
+        return None
+    try:
+        manifest = files.read_json(file, Manifest)
+        files.check(manifest.details, f"{file}, details", Details)
+        return manifest
+    except FileError as error:
+        raise FileError(
+            f"{file} is not a manifest that this version can read",
+            found=error.found or error.problem,
+            expected=f"a file written by yangtuo {yangtuo.__version__} or earlier",
+        ) from error
 
 
 def content_fingerprint(path: Path) -> str:
@@ -163,7 +170,7 @@ def content_fingerprint(path: Path) -> str:
 
 def list_files(directory: Path) -> list[str]:
     """Relative names of all files below `directory`, sorted, without the manifest."""
-    names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    names = (str(path.relative_to(directory)) for path in files.walk(directory))
     return sorted(name for name in names if name not in (MANIFEST, STEP_FILE))
 
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
-from yangtuo import console
-from yangtuo.errors import FileError, OutputError, WeightsError
+from yangtuo import console, files
+from yangtuo.errors import OutputError, WeightsError
 from yangtuo.weights.writer import SHARD_SIZE, ShardedWriter, TensorSpec, plan_size
 
 CONFIG_FILE = "config.json"
@@ -125,15 +125,7 @@ def all_finite(tensor: torch.Tensor) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises `FileError` where it is missing or malformed."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise FileError(f"{path} is not JSON", found=str(error)) from error
-    if not isinstance(values, dict):
-        raise FileError(f"{path} is no JSON object", found=type(values).__name__)
-    return values
+    return files.read_json(path)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,274 @@
+"""The one way to open what strangers wrote: input files, and JSON and YAML of bounded size, depth and types.
+
+An input is a regular file that can be read; whatever keeps it from being one is the user's to mend and is said with
+the file's name. JSON is parsed by pydantic's parser, which bounds depth and digits, and checked against a type; YAML
+is bounded before it is built, since aliases multiply. This module knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import stat
+from collections.abc import Hashable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from yangtuo.errors import ConfigError, FileError, OutputError, UserError
+
+SMALL = 16 << 20
+"""Bytes of a file that people or tools write by hand: configs, manifests, recipes, templates."""
+LARGE = 128 << 20
+"""Bytes of the largest files that are read whole: tokenizers and lists of rows."""
+MAX_COUNT = 10_000_000
+"""The largest number of rows, tokens or positions that a file may claim; vocabularies end below 300,000."""
+MAX_LAYERS = 10_000
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+_MAX_DEPTH = 100  # of YAML
+_MAX_NODES = 100_000  # of YAML, every alias counted as what it stands for
+
+T = TypeVar("T")
+
+# What an operating system says about a name or a place that the user gave; anything else is a fault of ours.
+_THE_USERS = {
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "ENOENT", "EEXIST", "ENOTDIR", "EISDIR", "ENOTEMPTY", "ENAMETOOLONG", "ELOOP", "EROFS"),
+        *("ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE", "ENOLCK", "EIO", "ENXIO", "EBUSY", "ETXTBSY", "ESTALE"),
+        *("EXDEV", "EMLINK", "ENODEV", "EILSEQ", "EOPNOTSUPP"),
+    )
+}
+_LIMITS = {errno.EMFILE: "raise `ulimit -n`", errno.ENFILE: "raise `ulimit -n`", errno.EFBIG: "raise `ulimit -f`"}
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; raises `FileError` where there is none or it cannot be read."""
+    check_input(path)
+    try:
+        # A name may be replaced between check and open: this open waits for no pipe.
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def check_input(path: Path) -> int:
+    """The size of the regular file `path` in bytes; raises `FileError` where it is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise FileError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise cannot_read(path, error) from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+        raise FileError(f"{path} is not a file", found=kind, expected="a regular file")
+    return found.st_size
+
+
+def cannot_read(path: Path | str, error: OSError | ValueError) -> FileError:
+    """The error that says why an input cannot be opened."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return FileError(f"{path} cannot be read", found=reason, expected="a file that you may read")
+
+
+def read_bytes(path: Path, limit: int = SMALL) -> bytes:
+    """The content of a file of at most `limit` bytes; raises `FileError` for larger ones and for Git LFS pointers."""
+    with open_input(path) as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+    if len(data) > limit:
+        raise FileError(f"{path} is too large", found=f"{path.stat().st_size:,} bytes", expected=f"at most {limit:,}")
+    if data.startswith(_LFS):
+        raise lfs_pointer(path)
+    return data
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises `FileError` where a Git LFS pointer stands instead of the file."""
+    with open_input(path) as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise lfs_pointer(path)
+
+
+def lfs_pointer(path: Path) -> FileError:
+    """The error for a file that Git LFS has not fetched."""
+    return FileError(
+        f"{path} is a Git LFS pointer, not the file",
+        found="a clone without its large files",
+        expected="the file itself",
+        run=f"git -C {path.parent} lfs pull",
+    )
+
+
+def read_text(path: Path, limit: int = SMALL) -> str:
+    """The text of a UTF-8 file, without a byte order mark."""
+    return _decode(read_bytes(path, limit), str(path))
+
+
+def read_json(path: Path, schema: type[T] = dict[str, Any], limit: int = SMALL) -> T:  # type: ignore[assignment]
+    """The content of a JSON file as `schema`; raises `FileError` with file and place where it is malformed."""
+    return parse_json(read_bytes(path, limit), str(path), schema)
+
+
+def parse_json(data: bytes | str, where: str, schema: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+    """A JSON text as `schema`, any type that pydantic checks, strictly; `where` names it in errors."""
+    text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
+    try:
+        value: T = _adapter(cast(Hashable, schema)).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _misfits(where, text, error) from error
+    return value
+
+
+def check(value: Any, where: str, schema: type[T]) -> T:
+    """A value that was read before, as `schema`, strictly; raises `FileError` with what does not fit.
+
+    Keys that a `TypedDict` does not name are let through, and left out of what is returned.
+    """
+    try:
+        checked: T = _adapter(cast(Hashable, schema)).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise _misfits(where, b"", error) from error
+    return checked
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; raises `FileError` with file and place where it is malformed or would not end."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """A YAML text as plain values: no tag makes an object, no key stands twice, no alias multiplies without bound."""
+    try:
+        _refuse_depth_and_tags(text, where)
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _refuse_growth(node, where)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{where} is not YAML that can be read", found=reason[:300], expected="plain YAML") from error
+
+
+def walk(directory: Path) -> list[Path]:
+    """All files below `directory`, sorted; raises `FileError` where a part cannot be listed or a name is not UTF-8."""
+
+    def refuse(error: OSError) -> None:
+        raise cannot_read(error.filename or directory, error) from error
+
+    found = []
+    for place, folders, names in os.walk(directory, onerror=refuse):
+        for name in (*folders, *names):
+            refuse_name(os.path.join(place, name))  # noqa: PTH118  a name that is no text makes no message of a Path
+        found += [path for path in (Path(place, name) for name in names) if path.is_file()]
+    return sorted(found)
+
+
+def refuse_name(name: str) -> None:
+    """Raises `FileError` for a file's name that is no text, which neither JSON nor a message can hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise FileError(f"the name {shown} is not UTF-8", expected="a name in UTF-8", run="mv, to rename it") from error
+
+
+def explain(error: OSError) -> UserError | None:
+    """What an operating system's error means to the user, or None where it can only be a fault of ours."""
+    if error.errno not in _THE_USERS:
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return OutputError(f"{where}{error.strerror}", run=_LIMITS.get(error.errno or 0))
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        found = f"byte {data[error.start]:#04x} in line {line}"
+        raise FileError(f"{where} is not UTF-8", found=found, expected="text in UTF-8", run="iconv -t UTF-8") from error
+
+
+def _misfits(where: str, text: bytes, error: ValidationError) -> FileError:
+    problems = error.errors(include_url=False, include_context=True)
+    if problems[0]["type"] != "json_invalid":
+        return FileError(f"{where} does not hold what it should", found="; ".join(map(_misfit, problems[:3])))
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reason = "UTF-16"
+    else:
+        reason = str(problems[0]["ctx"]["error"]) if text.strip() else "an empty file"
+    return FileError(f"{where} is not JSON", found=reason, expected="JSON in UTF-8")
+
+
+def _misfit(problem: Any) -> str:
+    place = ".".join(map(str, problem["loc"]))
+    value = repr(problem["input"])
+    return f"{place + ': ' if place else ''}{problem['msg']}, not {value[:60]}{'…' if len(value) > 60 else ''}"
+
+
+@lru_cache(maxsize=64)
+def _adapter(schema: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, schema))
+
+
+def _refuse_depth_and_tags(text: str, where: str) -> None:
+    """The parser builds nested nodes by recursion; its events come one by one. Tags say how to build, which we know."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if tag := getattr(event, "tag", None):
+            raise FileError(f"{where} holds the tag {tag}", expected="plain YAML, without tags")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise FileError(f"{where} is nested too deep", expected=f"at most {_MAX_DEPTH} levels")
+
+
+def _refuse_growth(root: yaml.Node, where: str) -> None:
+    """Counts what would be built, aliases as often as they stand there, without building it."""
+    sizes: dict[int, int] = {}
+    pending: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while pending:
+        node, counted = pending.pop()
+        if counted:
+            sizes[id(node)] = 1 + sum(sizes[id(child)] for child in _children(node))
+            if sizes[id(node)] > _MAX_NODES:
+                raise FileError(f"{where} would grow beyond bounds", expected=f"at most {_MAX_NODES:,} values")
+        elif id(node) not in sizes:
+            sizes[id(node)] = _MAX_NODES + 1  # an alias inside of what it stands for would never end
+            _refuse_twins(node, where)
+            pending += [(node, True), *((child, False) for child in _children(node))]
+
+
+def _children(node: yaml.Node) -> Iterator[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from (key, value)
+    elif isinstance(node, yaml.SequenceNode):
+        yield from node.value
+
+
+def _refuse_twins(node: yaml.Node, where: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+            raise ConfigError(
+                f"{where} names {key.value!r} twice in one mapping",
+                found=f"the second in line {key.start_mark.line + 1}",
+                expected="names that differ",
+            )
+        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
