@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from training_step import Blocks, build
-from yangtuo.training import adapter, attention, journal, loop, loss
+from yangtuo.training import adapter, attention, loop, loss, metrics_log
 
 SHAPES = {
     "7b": {"hidden": 4096, "inner": 11008, "layers": 32, "heads": 32, "kv": 32, "rows": 49_954},
@@ -63,13 +63,13 @@ def run_case(case: str, shape: dict[str, int], batch: int, steps: int, again: bo
                 model.set_attn_implementation(attention.NAME)
             loss.use_sliced_loss(model)
             adapted = adapter.attach(model, adapter.AdapterShape(rank=RANK, alpha=2 * RANK))
-            write = journal.Journal.write
+            write = metrics_log.MetricsLog.write
 
-            def clocked(self: journal.Journal, step: int, values: dict[str, float]) -> None:
+            def clocked(self: metrics_log.MetricsLog, step: int, values: dict[str, float]) -> None:
                 write(self, step, values)
                 clock()
 
-            journal.Journal.write = clocked
+            metrics_log.MetricsLog.write = clocked
             settings = loop.Settings(
                 learning_rate=1e-4,
                 batch_size=batch,

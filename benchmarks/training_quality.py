@@ -34,7 +34,7 @@ from yangtuo.artifacts.manifest import Kind, open_artifact
 from yangtuo.data import blocks
 from yangtuo.quickstart.train_base import split_corpus
 from yangtuo.stages import convert, expand, prepare, tokenizer_merge, tokenizer_train
-from yangtuo.training import adapter, base, held_out, journal, loop
+from yangtuo.training import adapter, base, held_out, loop, metrics_log
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
@@ -184,7 +184,7 @@ def train(work: Path, name: str, rate: float, steps: int, sources: list[HeldOut]
     data = Concatenated(dataset) if known else dataset
     with tempfile.TemporaryDirectory(dir=work) as directory:
         loop.train(adapted, data, sources, settings, Path(directory))
-        found = [row["bits_per_byte"] for row in journal.read_metrics(Path(directory)) if "bits_per_byte" in row]
+        found = [row["bits_per_byte"] for row in metrics_log.read_metrics(Path(directory)) if "bits_per_byte" in row]
     return Curve(found[0]["zh"], found[0]["en"], found[-1]["zh"], found[-1]["en"])
 
 

@@ -113,7 +113,7 @@ def run_peer(shape: dict[str, int], bfloat16: bool) -> list[tuple[float, float]]
 
 
 def run_ours(shape: dict[str, int], embeddings: str) -> list[tuple[float, float]]:
-    from yangtuo.training import adapter, attention, journal, loop, loss
+    from yangtuo.training import adapter, attention, loop, loss, metrics_log
 
     model = build(shape, loop.compute_dtype("auto"))
     model.set_attn_implementation(attention.NAME)
@@ -123,13 +123,13 @@ def run_ours(shape: dict[str, int], embeddings: str) -> list[tuple[float, float]
         model, adapter.AdapterShape(rank=RANK, alpha=2 * RANK, embeddings=embeddings, new_rows=new_rows)
     )
     times: list[tuple[float, float]] = []
-    write = journal.Journal.write
+    write = metrics_log.MetricsLog.write
 
     def clocked(self, step, values):
         write(self, step, values)
         times.append((time.monotonic(), time.process_time()))
 
-    journal.Journal.write = clocked
+    metrics_log.MetricsLog.write = clocked
     with tempfile.TemporaryDirectory() as directory:
         settings = loop.Settings(learning_rate=1e-4, batch_size=shape["batch"], save_every=10**6)
         data = Blocks(shape, shape["steps"] * shape["batch"], documents=True)

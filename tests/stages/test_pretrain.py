@@ -14,7 +14,7 @@ from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.errors import LineageError
 from yangtuo.stages import prepare, pretrain
-from yangtuo.training.journal import read_metrics
+from yangtuo.training.metrics_log import read_metrics
 
 SENTENCES = (
     "Once upon a time there was a little girl named Lily, and she lived near the river.",

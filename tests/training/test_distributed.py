@@ -17,22 +17,22 @@ from yangtuo.config.expand import ExpandConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.stages import expand, prepare, tokenizer_merge
-from yangtuo.training.journal import read_metrics
+from yangtuo.training.metrics_log import read_metrics
 from yangtuo.vocab.learn import sentencepiece_pieces
 
 RUN = """
 import json, os, signal, sys, warnings
 warnings.simplefilter("ignore")
 from yangtuo.cli import main
-from yangtuo.training import journal
+from yangtuo.training import metrics_log
 values = json.loads(sys.argv[1])
 if "kill_at" in values:
-    step, write = values.pop("kill_at"), journal.Journal.write
+    step, write = values.pop("kill_at"), metrics_log.MetricsLog.write
     def write_and_die(self, number, row):
         write(self, number, row)
         if number == step:
             os.kill(os.getpid(), signal.SIGKILL)
-    journal.Journal.write = write_and_die
+    metrics_log.MetricsLog.write = write_and_die
 if values.get("sharding", "").startswith("zero"):
     import deepspeed
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at first use for minutes; gloo will do

@@ -16,7 +16,7 @@ import torch
 from yangtuo.errors import TrainingError
 from yangtuo.training import base, guards, loop
 from yangtuo.training.adapter import AdapterShape, attach
-from yangtuo.training.journal import Journal, read_metrics
+from yangtuo.training.metrics_log import MetricsLog, read_metrics
 
 SHAPE = AdapterShape(rank=4, alpha=8)
 
@@ -223,12 +223,12 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(pico_model: Path, tmp_path: 
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-3"]
 
 
-def test_the_journal_forgets_what_came_after_a_checkpoint(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+def test_the_metrics_log_forgets_what_came_after_a_checkpoint(tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path)
     for step in (1, 2, 3):
-        journal.write(step, {"loss": step / 2, "bits_per_byte": {"en": 1.0}})
+        metrics.write(step, {"loss": step / 2, "bits_per_byte": {"en": 1.0}})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
-    resumed = Journal(tmp_path, step=2)
+    resumed = MetricsLog(tmp_path, step=2)
     resumed.write(3, {"loss": 9.0})
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [0.5, 1, 9]

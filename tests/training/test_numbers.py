@@ -11,7 +11,7 @@ import torch
 from yangtuo.errors import TrainingError
 from yangtuo.training import base, loop
 from yangtuo.training.adapter import AdapterShape, attach
-from yangtuo.training.journal import read_metrics
+from yangtuo.training.metrics_log import read_metrics
 
 
 class Blocks:

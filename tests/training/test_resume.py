@@ -24,10 +24,10 @@ import json, os, signal, sys
 from pathlib import Path
 from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.stages import pretrain
-from yangtuo.training import checkpoints, journal
+from yangtuo.training import checkpoints, metrics_log
 
 values, step, place = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-write, mark = journal.Journal.write, checkpoints.mark_complete
+write, mark = metrics_log.MetricsLog.write, checkpoints.mark_complete
 
 def kill_in_write(self, number, row):
     write(self, number, row)
@@ -39,7 +39,7 @@ def kill_in_mark(checkpoint):
         os.kill(os.getpid(), signal.SIGKILL)
     mark(checkpoint)
 
-journal.Journal.write, checkpoints.mark_complete = kill_in_write, kill_in_mark
+metrics_log.MetricsLog.write, checkpoints.mark_complete = kill_in_write, kill_in_mark
 pretrain.run(PretrainConfig(**{**values, "output": Path(values["output"])}))
 """
 

@@ -100,7 +100,7 @@ def test_pretraining_goes_on_from_an_earlier_adapter(pico_model: Path, dataset: 
         train(merged.path, dataset, tmp_path / "third", adapter=str(first.path))
 
 
-def test_tensorboard_shows_the_curves_of_the_journal(pico_model: Path, dataset: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_the_curves_of_the_metrics(pico_model: Path, dataset: Path, tmp_path: Path) -> None:
     event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     made = train(pico_model, dataset, tmp_path / "adapter", tensorboard=tmp_path / "board")
     (path,) = (tmp_path / "board").iterdir()

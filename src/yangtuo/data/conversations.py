@@ -326,7 +326,7 @@ def _weighted(
 ) -> Iterator[Encoded]:
     seen: set[bytes] = set()
     for path, weight in sources:
-        found: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # a tenth of the memory of Python's numbers
+        encoded: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []  # a tenth of the memory of Python's numbers
         for record, conversation in read_conversations(path, account, seen):
             try:
                 fitted = encode_to_fit(template, encoder, conversation, max_length, account.cut)
@@ -337,9 +337,9 @@ def _weighted(
                 account.drop("no answer after cutting", record)
             else:
                 account.num_kept += 1
-                found.append((np.asarray(fitted[0], dtype=np.uint32), np.asarray(fitted[1])))
-        some = choose(len(found), round(len(found) * (weight % 1)), f"{seed}/{path.name}")
-        for taken in [*repeat([True] * len(found), int(weight)), some]:
+                encoded.append((np.asarray(fitted[0], dtype=np.uint32), np.asarray(fitted[1])))
+        some = choose(len(encoded), round(len(encoded) * (weight % 1)), f"{seed}/{path.name}")
+        for taken in [*repeat([True] * len(encoded), int(weight)), some]:
             yield from (
-                (ids.tolist(), learned.tolist()) for (ids, learned), take in zip(found, taken, strict=True) if take
+                (ids.tolist(), learned.tolist()) for (ids, learned), take in zip(encoded, taken, strict=True) if take
             )

@@ -3,7 +3,7 @@
 A template is a Jinja text, the one that stands in the model's `chat_template.jinja`. It is rendered with a mark in the
 place of each message, so that what the template says is told from what a user says: control tokens are recognised in
 the template's own text only, and text between two control tokens is tokenised in one go, as every engine that renders
-the same Jinja does. This module reads no files of conversations and knows no model weights.
+the same Jinja does. This module reads no files of conversations and does not depend on weights.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 TEMPLATES = (*_KNOWN, "model")
 """The names that `get_template` knows."""
 
-_MARK_BEGIN, _MARK_END, _BLANK = "\ue000", "\ue001", "\u2003"
-_MARK = re.compile(f"({_BLANK}?){_MARK_BEGIN}(\\d+){_MARK_END}({_BLANK}?)")
+_MARK_BEGIN, _MARK_END, _SPACE = "\ue000", "\ue001", "\u2003"
+_MARK = re.compile(f"({_SPACE}?){_MARK_BEGIN}(\\d+){_MARK_END}({_SPACE}?)")
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
@@ -174,8 +174,8 @@ class Template:
     def _stop_ids(self, controls: _Controls) -> tuple[int, ...]:
         rendered = _render(self.jinja, ("user", "assistant"), False, controls.bos, controls.eos)
         behind = _split(rendered[rendered.rindex(_MARK_BEGIN) :], {0: "", 1: ""}, controls)
-        found = [run.control for run in behind if run.control is not None][:1]
-        return tuple(dict.fromkeys(found + ([controls.eos_id] if controls.eos_id is not None else [])))
+        stops = [run.control for run in behind if run.control is not None][:1]
+        return tuple(dict.fromkeys(stops + ([controls.eos_id] if controls.eos_id is not None else [])))
 
     def _eos(self, encoder: Encoder) -> int:
         if encoder.eos_id is None:
@@ -203,8 +203,8 @@ class _Controls:
 
     def hide(self, text: str) -> str:
         """The text with marks in the place of what is `hidden`; they count in its order."""
-        found = re.compile("|".join(map(re.escape, self.hidden)))
-        return found.sub(lambda one: f"{_MARK_BEGIN}{self.hidden.index(one[0])}{_MARK_END}", text)
+        pattern = re.compile("|".join(map(re.escape, self.hidden)))
+        return pattern.sub(lambda match: f"{_MARK_BEGIN}{self.hidden.index(match[0])}{_MARK_END}", text)
 
 
 _CONTROLS: dict[tuple[str, int | None, int | None], _Controls] = {}
@@ -226,8 +226,8 @@ def _controls(encoder: Encoder) -> _Controls:
 
 @lru_cache(maxsize=1024)
 def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
-    """The conversation with a mark for each message; the marks' blanks show whether the template trims."""
-    marks = [Message(role, f"{_BLANK}{_MARK_BEGIN}{at}{_MARK_END}{_BLANK}") for at, role in enumerate(roles)]
+    """The conversation with a mark for each message; the marks' spaces show whether the template trims."""
+    marks = [Message(role, f"{_SPACE}{_MARK_BEGIN}{at}{_MARK_END}{_SPACE}") for at, role in enumerate(roles)]
     return _render_text(jinja, marks, answering, bos, eos)
 
 
@@ -294,7 +294,7 @@ def _rest(prompt: list[_Run], whole: list[_Run]) -> list[_Run] | None:
 
 
 def _encode(encoder: Encoder, runs: Sequence[_Run], continues: bool = False) -> list[list[int]]:
-    """Ids of each run; every run has SentencePiece's blank before it, but a first one that `continues` another."""
+    """Ids of each run; every run has SentencePiece's space before it, but a first one that `continues` another."""
     return [
         [run.control] if run.control is not None else encoder.encode(run.text, prefix=not (continues and number == 0))
         for number, run in enumerate(runs)
@@ -335,10 +335,10 @@ def own_template(directory: Path) -> str | None:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     settings = directory / "tokenizer_config.json"
-    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
-    if isinstance(found, list):  # several, by name
-        found = {entry["name"]: entry["template"] for entry in found}.get("default")
-    return found
+    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    if isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template
 
 
 def require_template(template: Template, encoder: Encoder) -> None:

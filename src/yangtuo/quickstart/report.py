@@ -27,7 +27,7 @@ def render(outcome: Outcome, artifacts: Mapping[str, Artifact]) -> str:
     }
     return environment.get_template("report.html.jinja").render(
         outcome=outcome,
-        pictures=[_curves(name, _journal(artifact.path)) for name, artifact in trained.items()],
+        pictures=[_curves(name, _metrics(artifact.path)) for name, artifact in trained.items()],
         artifacts=[_described(name, artifact) for name, artifact in artifacts.items()],
         model=artifacts["merge"].path,
     )
@@ -46,7 +46,7 @@ def _described(name: str, artifact: Artifact) -> dict[str, str]:
     }
 
 
-def _journal(directory: Path) -> list[dict[str, Any]]:
+def _metrics(directory: Path) -> list[dict[str, Any]]:
     lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

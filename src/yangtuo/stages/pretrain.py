@@ -31,7 +31,7 @@ def run(config: PretrainConfig) -> Artifact:
         settings = base.settings(model, earlier, vars(config))
         dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
-        processes.first_does(lambda: base.finish_adapter(made.path, model.path))
+        processes.main_process_first(lambda: base.finish_adapter(made.path, model.path))
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=outcome.details())
     for name, before in outcome.bits_per_byte_before.items():
         console.note(f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out")

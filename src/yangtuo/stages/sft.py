@@ -1,6 +1,6 @@
 """`yangtuo sft`: fine-tunes a model on conversations, the loss counting answers only, and writes an adapter.
 
-Reads like its summary: open the model, write its conversations into blocks, strew in the replay, attach, train,
+Reads like its summary: open the model, write its conversations into blocks, mix in the replay, attach, train,
 finish with the template.
 """
 
@@ -54,11 +54,13 @@ def run(config: SftConfig) -> Artifact | DryRun:
     refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
     raise_all([*refused, *base.check_earlier(model, earlier)])
     if config.dry_run:
-        adapted = base.outline(model, earlier, template.stop_ids(encoder), vars(config))
+        adapted = base.meta_model(model, earlier, template.stop_ids(encoder), vars(config))
         return _dry_run(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)
     parents = {"model": model, "replay": replay, "adapter": earlier}
-    with processes.shared_draft(config, Kind.ADAPTER, {name: one for name, one in parents.items() if one}) as made:
-        account = processes.first_does(lambda: _write_blocks(config, made, template, encoder))
+    with processes.shared_draft(
+        config, Kind.ADAPTER, {name: parent for name, parent in parents.items() if parent}
+    ) as made:
+        account = processes.main_process_first(lambda: _write_blocks(config, made, template, encoder))
         dataset: Any = BlockDataset(made.path / _BLOCKS)
         if replay and replayed:
             dataset = Replayed(dataset, BlockDataset(replay.path), replayed.weight, config.seed)
@@ -66,9 +68,9 @@ def run(config: SftConfig) -> Artifact | DryRun:
         apart = held_out(replay.path) if replay else []
         settings = base.settings(model, earlier, vars(config))
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
-        processes.first_does(lambda: shutil.rmtree(made.path / _BLOCKS))
+        processes.main_process_first(lambda: shutil.rmtree(made.path / _BLOCKS))
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
-        processes.first_does(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
+        processes.main_process_first(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
@@ -116,7 +118,7 @@ def _dry_run(
     )
     plan = asdict(made) | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}
     if config.dtype == "nf4":
-        del plan["weights"]  # those of an outline are not in 4 bits
+        del plan["weights"]  # those of a meta model are not in 4 bits
     else:
         for line in made.lines():
             console.note(line)

@@ -1,7 +1,7 @@
 """Which tensors of a model learn: LoRA on its linear layers, and its embedding and head in full, in part or not.
 
 Everything is found in the model and written in PEFT's own format, so any tool that reads PEFT adapters reads these.
-This module knows nothing of data, of steps, or of where the model came from.
+This module does not depend on data, on steps, or on where the model came from.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ PyTorch's fused kernel spends two fifths of a small model's step in attention, o
 backward computes the scores again. Here the probabilities of each slice are kept (in the arithmetic's own dtype), and
 one batched product serves all query heads of a key head. Registered under `NAME` for transformers' models, with the
 masks of its SDPA attention, so packed documents stay apart. Longer sequences and other devices fall back to SDPA.
-This module knows nothing of models beyond that interface.
+This module does not depend on models beyond that interface.
 """
 
 from __future__ import annotations

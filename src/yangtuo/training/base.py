@@ -1,6 +1,6 @@
 """The model that a run trains: opened, checked against the tokens it will see, and finished as an adapter directory.
 
-It knows artifacts and tokenizers by their fingerprints only; it knows nothing of how training goes.
+It knows artifacts and tokenizers by their fingerprints only; it does not depend on how training goes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_adapted(
     return adapter.attach(loaded, _shape(model, stop_ids, options))
 
 
-def outline(
+def meta_model(
     model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
 ) -> PeftModel:
     """What `load_adapted` gives, without a single value in its tensors: for counting before anything is loaded."""

@@ -1,7 +1,7 @@
 """Checkpoints that can be trusted: a mark, written last, says which files a checkpoint has and what they hold.
 
 A process killed while it writes a checkpoint leaves one without a mark, or whose mark does not fit; the newest whole
-one is taken instead. This module knows nothing of what the files mean.
+one is taken instead. This module does not care what the files mean.
 """
 
 from __future__ import annotations

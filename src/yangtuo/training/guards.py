@@ -1,7 +1,7 @@
 """What stops a run that trains nothing, or has stopped training, and says so by name.
 
 Every guard here answers a failure that has cost users days: labels that are all ignored, tensors that never move, a
-loss that is no number, a rate that explodes, a language that is forgotten. This module knows nothing of the Trainer.
+loss that is no number, a rate that explodes, a language that is forgotten. This module does not depend on the Trainer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Movement:
     def check(self, steps: int) -> None:
         """To be called after each step, counted from where the run began; raises for tensors that have not moved."""
         due = [name for name, deadline in self._deadline.items() if deadline <= steps]
-        moved = processes.anywhere([_fingerprint(self._parameters[name]) != self._before[name] for name in due])
+        moved = processes.any_rank([_fingerprint(self._parameters[name]) != self._before[name] for name in due])
         still = [name for name, has_moved in zip(due, moved, strict=True) if not has_moved]
         for name in due:
             del self._deadline[name], self._before[name]

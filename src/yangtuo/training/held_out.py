@@ -2,7 +2,7 @@
 
 Bits per byte compare models with different vocabularies: the summed cross-entropy of a text in bits, over its UTF-8
 bytes. Here documents are read in windows of the training length, to be cheap and steady while training runs; the
-figure to publish is `yangtuo evaluate`'s. This module knows nothing of tokenizers or of files.
+figure to publish is `yangtuo evaluate`'s. This module does not depend on tokenizers or files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one training loop: Hugging Face's Trainer over blocks of tokens, for pretraining and fine-tuning alike.
 
-It drives, saves, resumes and measures; it knows nothing of text, templates, artifacts or our config classes. Batches
+It drives, saves, resumes and measures; it does not depend on text, templates, artifacts or our config classes. Batches
 are a pure function of the seed (see `order`), so a run that was killed goes on with the very next batch.
 """
 
@@ -25,10 +25,10 @@ from transformers.utils import logging as transformers_logging
 from yangtuo import console
 from yangtuo.errors import TrainingError
 from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates
-from yangtuo.training.journal import Journal
+from yangtuo.training.callback import BEST, ProgressCallback, Run
+from yangtuo.training.metrics_log import MetricsLog
 from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.sharding import Sharding, trainer_options
-from yangtuo.training.watch import BEST, Watch, Watched
 
 CHECKPOINTS = "checkpoints"
 _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
@@ -75,7 +75,7 @@ class Settings:
 
     def blocks_a_pass(self) -> int:
         """Blocks in one forward pass of one of the processes that take part."""
-        share = self.batch_size // processes.count()
+        share = self.batch_size // processes.world_size()
         return math.gcd(share, self.micro_batch) if self.micro_batch else share
 
 
@@ -147,9 +147,9 @@ def train(
     num_steps = settings.num_steps(len(blocks))
     ordered = OrderedBlocks(blocks, num_steps * settings.batch_size, settings.seed)
     block_size = len(blocks[0]["input_ids"])
-    resumed = processes.first_does(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
+    resumed = processes.main_process_first(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
     step = checkpoints.step_of(resumed) if resumed else 0
-    journal = Journal(directory, step, writes=processes.number() == 0, tensorboard=settings.tensorboard)
+    metrics = MetricsLog(directory, step, writes=processes.rank() == 0, tensorboard=settings.tensorboard)
     if settings.gradient_checkpointing:
         _compute_layers_again(model)
     with _quiet_transformers():
@@ -167,9 +167,9 @@ def train(
             block_size=block_size,
             layers_again=settings.gradient_checkpointing,
         )
-        run = Watched(
+        run = Run(
             model=model,
-            journal=journal,
+            metrics=metrics,
             measure=lambda: held_out.bits_per_byte(trainer.model_wrapped, measures, trainer.accelerator.autocast),
             batch_name=partial(_batch_name, ordered, settings.batch_size, decode),
             save_adapter=trainer.save_adapter,
@@ -238,7 +238,7 @@ class _Trainer(Trainer):
     def save_adapter(self, directory: Path) -> None:
         """Writes the adapter, gathered from all processes, into `directory`, and reads it back to compare."""
         state = None
-        if processes.count() > 1:
+        if processes.world_size() > 1:
             state = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.args.should_save:
             return
@@ -249,36 +249,36 @@ class _Trainer(Trainer):
         adapter.require_written(directory / _WEIGHTS, expected)
 
 
-def _drive(trainer: _Trainer, run: Watched, resumed: Path | None) -> None:
+def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> None:
     """Runs the steps; where SIGTERM came, raises `SystemExit` once a checkpoint is written."""
     with console.progress("training", run.num_steps, "steps") as bar:
-        watch = Watch(run, bar)
-        trainer.add_callback(watch)
+        callback = ProgressCallback(run, bar)
+        trainer.add_callback(callback)
         if resumed:
             console.note(f"resuming after step {checkpoints.step_of(resumed)} of {run.num_steps}")
             bar.advance(checkpoints.step_of(resumed))
         elif before := run.measure():
-            run.journal.write(0, {"bits_per_byte": before})
-        with watch.sigterm_saves():
+            run.metrics.write(0, {"bits_per_byte": before})
+        with callback.sigterm_saves():
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if watch.terminated:
+    if callback.terminated:
         console.warn(f"told to end at step {trainer.state.global_step}; a checkpoint is written")
         raise SystemExit(143)
 
 
-def _finish(trainer: _Trainer, run: Watched, settings: Settings) -> Outcome:
+def _finish(trainer: _Trainer, run: Run, settings: Settings) -> Outcome:
     """Leaves the adapter to be kept in the run's directory, and its checkpoints until the artifact is described."""
     best = run.directory / BEST
-    measured: list[tuple[int, dict[str, float]]] = run.journal.series("bits_per_byte")
+    measured: list[tuple[int, dict[str, float]]] = run.metrics.series("bits_per_byte")
     after, kept = measured[-1][1] if measured else {}, run.num_steps
     trainer.save_adapter(run.directory)
-    if processes.agree(settings.keep == "best" and best.is_dir()):
+    if processes.broadcast(settings.keep == "best" and best.is_dir()):
         after, kept = _best_measure(measured), _best_step(measured)
-        if processes.number() == 0:
+        if processes.rank() == 0:
             (best / _WEIGHTS).replace(run.directory / _WEIGHTS)
-    if processes.number() == 0:
+    if processes.rank() == 0:
         shutil.rmtree(best, ignore_errors=True)
-    losses = [loss for _, loss in run.journal.series("loss")]
+    losses = [loss for _, loss in run.metrics.series("loss")]
     span = min(20, max(1, len(losses) // 10))
     return Outcome(
         steps=run.num_steps,
@@ -302,12 +302,12 @@ def _best_measure(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str,
 def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingArguments:
     dtype = compute_dtype(settings.dtype)
     on_cpu = not torch.cuda.is_available()
-    share, rest = divmod(settings.batch_size, processes.count())
+    share, rest = divmod(settings.batch_size, processes.world_size())
     if rest:
         raise TrainingError(
             "the batch cannot be shared evenly among the processes",
-            found=f"batch size {settings.batch_size}, {processes.count()} processes",
-            expected=f"a --batch-size that is a multiple of {processes.count()}",
+            found=f"batch size {settings.batch_size}, {processes.world_size()} processes",
+            expected=f"a --batch-size that is a multiple of {processes.world_size()}",
         )
     micro_batch = settings.blocks_a_pass()
     return TrainingArguments(

@@ -1,7 +1,7 @@
 """In which order blocks are trained on: a pure function of the seed, so that a resumed run needs no memory of it.
 
-Each pass over the data is a permutation of its own, with a share of other blocks strewn in where asked. This module
-knows nothing of tokens.
+Each pass over the data is a permutation of its own, with a share of other blocks mixed in where asked. This module
+does not depend on tokens.
 """
 
 from __future__ import annotations

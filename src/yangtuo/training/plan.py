@@ -2,7 +2,7 @@
 
 The memory figure is an estimate, in the open: weights, gradients and moments are counted, activations follow from the
 shape of a Llama layer, and one factor, measured on a CPU (docs/design/040-training.md), stands for what allocators
-keep. This module knows nothing of data or of the Trainer.
+keep. This module does not depend on data or the Trainer.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def make_plan(
     width = min(
         max(parameter.element_size(), 2) for parameter in model.parameters()
     )  # 4-bit weights compute in 2 bytes
-    rank = next((one.r for one in getattr(model, "peft_config", {}).values()), 0)
+    rank = next((config.r for config in getattr(model, "peft_config", {}).values()), 0)
     layer = _KEPT_HIDDEN * config.hidden_size + _KEPT_INTERMEDIATE * config.intermediate_size + _KEPT_RANK * rank
     if not torch.cuda.is_available() and block_size <= attention.LONGEST:
         layer += round(_CAUSAL_SHARE * config.num_attention_heads * block_size)

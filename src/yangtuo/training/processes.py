@@ -22,21 +22,21 @@ from yangtuo.artifacts.manifest import Artifact, Kind
 from yangtuo.config.options import StageConfig
 
 
-def number() -> int:
+def rank() -> int:
     """This process's rank, 0 for the first or only one."""
     return int(os.environ.get("RANK", "0"))
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes take part."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start() -> None:
     """Joins the group, if there is one; from then on all processes but the first are silent."""
-    if count() > 1:
+    if world_size() > 1:
         PartialState(cpu=not torch.cuda.is_available())
-        console.stderr.quiet = console.stdout.quiet = number() > 0
+        console.stderr.quiet = console.stdout.quiet = rank() > 0
         atexit.register(_leave)
 
 
@@ -45,18 +45,18 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def agree(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's `value`, on all of them; also a point at which all wait for each other."""
-    if count() == 1:
+    if world_size() == 1:
         return value
     box = [value]
     distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def anywhere(flags: Sequence[bool]) -> list[bool]:
+def any_rank(flags: Sequence[bool]) -> list[bool]:
     """For each flag, whether it is set in any process."""
-    if count() == 1 or not flags:
+    if world_size() == 1 or not flags:
         return list(flags)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     tensor = torch.tensor(flags, dtype=torch.int32, device=device)
@@ -64,21 +64,21 @@ def anywhere(flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in tensor.tolist()]
 
 
-def first_does(work: Callable[[], Any]) -> Any:
+def main_process_first(work: Callable[[], Any]) -> Any:
     """Runs `work` in the first process while the others wait; returns its result in all of them."""
-    return agree(work() if number() == 0 else None)
+    return broadcast(work() if rank() == 0 else None)
 
 
 @contextmanager
 def shared_draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact]) -> Iterator[Draft]:
     """A resumable `artifacts.draft.draft` that the first process makes and finishes, and all of them write into."""
-    if number() > 0:
-        path, resumed = agree(None)
+    if rank() > 0:
+        path, resumed = broadcast(None)
         follower = Draft(path, resumed)
         yield follower
-        follower._artifact = agree(None)
+        follower._artifact = broadcast(None)
         return
     with draft(config, kind, parents, resumable=True) as made:
-        agree((made.path, made.resumed))
+        broadcast((made.path, made.resumed))
         yield made
-    agree(made.artifact)
+    broadcast(made.artifact)

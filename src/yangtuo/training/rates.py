@@ -1,6 +1,6 @@
 """How fast what learns: peak learning rates by group of parameters, and the share of them at each step.
 
-The figures stand by experiment (docs/lab-log.md, docs/design/040-training.md); this module knows nothing of a run.
+The figures stand by experiment (docs/lab-log.md, docs/design/040-training.md); this module does not depend on a run.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def _rows_rate(model: PeftModel, name: str, learning_rate: float, fresh: bool) -
         return learning_rate
     if not fresh:
         return NEW_ROWS_RATE * learning_rate
-    deviation, says_next = adapter.row_deviation(model, name)
-    return deviation * (FRESH_HEAD_RATE if says_next else FRESH_EMBEDDING_RATE)
+    deviation, is_output = adapter.row_deviation(model, name)
+    return deviation * (FRESH_HEAD_RATE if is_output else FRESH_EMBEDDING_RATE)

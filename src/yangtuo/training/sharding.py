@@ -1,6 +1,6 @@
 """How the weights of a run are shared among processes: not at all, or by DeepSpeed's ZeRO, or by PyTorch's FSDP2.
 
-Settings only, in the words of the Trainer; this module knows nothing of models or of data.
+Settings only, in the words of the Trainer; this module does not depend on models or data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def trainer_options(sharding: Sharding) -> dict[str, Any]:
     """The arguments by which the Trainer shards; raises `ConfigError` where that cannot work."""
     if sharding == "none":
         return {}
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         raise ConfigError(
             f"--sharding {sharding} needs several processes",
             found="one process",

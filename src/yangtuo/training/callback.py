@@ -1,6 +1,6 @@
-"""What happens beside the steps: the journal, the bar, the guards, held-out measures, the best and the last checkpoint.
+"""What happens beside the steps: metrics log, progress bar, guards, held-out measures, the best adapter, checkpoints.
 
-It is called by the Trainer and calls what it was given; it knows nothing of how a step is made.
+It is called by the Trainer and calls what it was given; it does not depend on how a step is made.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from transformers import TrainerCallback
 from yangtuo import console
 from yangtuo.errors import TrainingError
 from yangtuo.training import checkpoints, guards, processes
-from yangtuo.training.journal import Journal
+from yangtuo.training.metrics_log import MetricsLog
 
 BEST = "best"
 _SPEED_AFTER = 10  # steps before the time left is said
 
 
 @dataclass(kw_only=True)
-class Watched:
-    """What a run gives to its watch."""
+class Run:
+    """What a run gives to its progress callback."""
 
     model: PeftModel
-    journal: Journal
+    metrics: MetricsLog
     measure: Callable[[], dict[str, float]]
     batch_name: Callable[[int], str]
     """Which blocks an optimizer step was made of, in words."""
@@ -46,10 +46,10 @@ class Watched:
     rows_first_steps: int
 
 
-class Watch(TrainerCallback):
+class ProgressCallback(TrainerCallback):
     """The Trainer's callback; see the module."""
 
-    def __init__(self, run: Watched, bar: console.Progress) -> None:
+    def __init__(self, run: Run, bar: console.Progress) -> None:
         self._run = run
         self._bar = bar
         self._first_step: int | None = None
@@ -57,7 +57,7 @@ class Watch(TrainerCallback):
         self._movement: guards.Movement | None = None
         self._started = self._last = time.monotonic()
         self.terminated = False
-        measured = run.journal.series("bits_per_byte")
+        measured = run.metrics.series("bits_per_byte")
         self._best = min((_mean(value) for _, value in measured[1:]), default=float("inf"))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
@@ -71,7 +71,7 @@ class Watch(TrainerCallback):
         step = state.global_step
         numbers = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
         # JSON has no word for a number that is none; float16's overflows are rows without a norm.
-        self._run.journal.write(step, {name: value for name, value in numbers.items() if math.isfinite(value)})
+        self._run.metrics.write(step, {name: value for name, value in numbers.items() if math.isfinite(value)})
         self._run.finite.check(step, logs["loss"], logs.get("grad_norm"), self._run.batch_name)
         now = time.monotonic()
         speed = self._run.tokens_a_step / max(now - self._last, 1e-9)
@@ -94,12 +94,12 @@ class Watch(TrainerCallback):
             console.note(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
         if step % int(args.save_steps) == 0 or step == self._run.num_steps:
             self._take_measures(step)
-        if processes.anywhere([self.terminated])[0]:
+        if processes.any_rank([self.terminated])[0]:
             self.terminated = control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        processes.first_does(lambda: checkpoints.mark_complete(path))
+        processes.main_process_first(lambda: checkpoints.mark_complete(path))
 
     @contextmanager
     def sigterm_saves(self) -> Iterator[None]:
@@ -118,8 +118,8 @@ class Watch(TrainerCallback):
         now = self._run.measure()
         if not now:
             return
-        self._run.journal.write(step, {"bits_per_byte": now})
-        before = self._run.journal.series("bits_per_byte")[0][1]
+        self._run.metrics.write(step, {"bits_per_byte": now})
+        before = self._run.metrics.series("bits_per_byte")[0][1]
         name = guards.forgotten(self._run.bounds, before, now)
         if name is not None:
             raise TrainingError(
@@ -131,13 +131,13 @@ class Watch(TrainerCallback):
         if _mean(now) < self._best and self._run.num_steps > step:
             self._best = _mean(now)
             self._keep_best()
-        elif _mean(now) < self._best and processes.number() == 0:
+        elif _mean(now) < self._best and processes.rank() == 0:
             shutil.rmtree(self._run.directory / BEST, ignore_errors=True)  # the last is the best
 
     def _keep_best(self) -> None:
         fresh = self._run.directory / f".{BEST}"
         self._run.save_adapter(fresh)
-        if processes.number() == 0:
+        if processes.rank() == 0:
             shutil.rmtree(self._run.directory / BEST, ignore_errors=True)
             fresh.rename(self._run.directory / BEST)
 

@@ -2,7 +2,7 @@
 
 `metrics.jsonl` holds one JSON object a line, each with `step`: the loss and gradient norm of optimizer steps, and
 held-out bits per byte a source. Nothing in it depends on the clock, so that equal runs write equal files; speed goes
-to the screen. This module knows nothing of models.
+to the screen. This module does not depend on models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from yangtuo.errors import TrainingError
 METRICS = "metrics.jsonl"
 
 
-class Journal:
+class MetricsLog:
     """Appends to `directory/metrics.jsonl`; opened at `step`, it forgets what an interrupted run wrote after it."""
 
     def __init__(self, directory: Path, step: int = 0, *, writes: bool = True, tensorboard: Path | None = None) -> None:
