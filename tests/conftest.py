@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -141,4 +142,125 @@ def write_pico_model(directory: Path, tokenizer: Path, *, tied: bool) -> Path:
         model = LlamaForCausalLM(config)
     model.save_pretrained(directory)
     copy_tokenizer(tokenizer, directory)
+    return directory
+
+
+_GLM_CONTROLS = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
+_GLM_CHINESE = (
+    "你现在是一个实体识别模型，你需要提取文本里面的人名、地名、机构名，如果存在结果，返回实体_实体类型。",
+    "北京大学的李明教授昨天到上海参加会议，会议由中国科学院主办。",
+    "今天天气很好，我们去公园散步吧。问：你好 答：你好！有什么可以帮你？",
+    "没有结果的时候，回答没有。王芳住在广州，她在一家银行工作。",
+)
+
+
+@pytest.fixture(scope="session")
+def pico_ice_model() -> bytes:
+    """A SentencePiece model in the manner of ChatGLM's `ice_text.model`, of 700 pieces, serialized."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([line for line in SENTENCES + _GLM_CHINESE for _ in range(3)]),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=700,
+        hard_vocab_limit=False,
+        character_coverage=0.98,
+        byte_fallback=True,
+        split_digits=True,
+        unk_surface=" \u2047 ",
+        pad_id=3,
+        control_symbols=_GLM_CONTROLS,
+        user_defined_symbols=["<n>", "<|tab|>", *(f"<|blank_{length}|>" for length in range(2, 81))],
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pico_glm(pico_ice_model: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ChatGLM-6B directory as published, but small: files that name code, two .bin shards; read-only."""
+    return _write_pico_glm(tmp_path_factory.mktemp("pico") / "chatglm", pico_ice_model)
+
+
+@pytest.fixture(scope="session")
+def write_pico_glm() -> Callable[..., Path]:
+    """Function that writes another directory like `pico_glm`."""
+    return _write_pico_glm
+
+
+def _write_pico_glm(directory: Path, ice_model: bytes, *, num_layers: int = 2, seed: int = 7) -> Path:
+    """Writes a random ChatGLM of hidden 32 and 4 heads with more rows than pieces, and the published files' keys."""
+    import sentencepiece
+    import torch
+
+    from yangtuo.models.chatglm.config import ChatGLMConfig
+    from yangtuo.models.chatglm.modeling import ChatGLMForConditionalGeneration
+
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=ice_model)
+    ids = {
+        "bos_token_id": pieces.piece_to_id("<sop>"),
+        "eos_token_id": pieces.piece_to_id("<eop>"),
+        "mask_token_id": pieces.piece_to_id("[MASK]"),
+        "gmask_token_id": pieces.piece_to_id("[gMASK]"),
+        "pad_token_id": 3,
+    }
+    shape = {"hidden_size": 32, "inner_hidden_size": 128, "num_layers": num_layers, "num_attention_heads": 4}
+    values = {
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_chatglm.ChatGLMConfig",
+            "AutoModel": "modeling_chatglm.ChatGLMForConditionalGeneration",
+            "AutoModelForSeq2SeqLM": "modeling_chatglm.ChatGLMForConditionalGeneration",
+        },
+        **ids,
+        **shape,
+        "layernorm_epsilon": 1e-05,
+        "max_sequence_length": 2048,
+        "model_type": "chatglm",
+        "position_encoding_2d": True,
+        "torch_dtype": "float16",
+        "transformers_version": "4.23.1",
+        "use_cache": True,
+        "vocab_size": pieces.get_piece_size() + 8,
+    }
+    settings = {
+        "name_or_path": "THUDM/chatglm-6b",
+        "bos_token": "<sop>",
+        "eos_token": "<eop>",
+        "end_token": "</s>",
+        "gmask_token": "[gMASK]",
+        "mask_token": "[MASK]",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "remove_space": False,
+        "do_lower_case": False,
+        "tokenizer_class": "ChatGLMTokenizer",
+        "num_image_tokens": 0,
+        "auto_map": {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]},
+    }
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "ice_text.model").write_bytes(ice_model)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(values))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "layernorm" not in name:
+                    parameter.normal_(0, 0.1)
+    tensors = {
+        name: tensor.clone() if "layernorm" in name else tensor.half() for name, tensor in model.state_dict().items()
+    }
+    for index in range(num_layers):
+        tensors[f"transformer.layers.{index}.attention.rotary_emb.inv_freq"] = torch.ones(2).half()
+    names = sorted(tensors)
+    shards = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, held in shards.items():
+        torch.save({name: tensors[name] for name in held}, directory / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file in shards for name in shards[file]}}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
     return directory
