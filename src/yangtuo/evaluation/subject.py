@@ -61,7 +61,7 @@ class Subject:
         replies = [""] * len(prompts)
         lengths = [sum(len(message.content) for message in prompt) for prompt in prompts]
         by_length = sorted(range(len(prompts)), key=lengths.__getitem__)
-        sampling = Sampling(max_new_tokens=max_new_tokens)
+        sampling = Sampling(max_tokens=max_new_tokens)
         with console.progress("asking", total=len(prompts), unit="questions") as bar:
             for first in range(0, len(prompts), self.batch_size):
                 batch = by_length[first : first + self.batch_size]

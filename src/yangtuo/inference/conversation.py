@@ -5,12 +5,14 @@ The prompt is written by `data.template`, as it was in training; what a user typ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from yangtuo import console
 from yangtuo.data.template import Message, Template, get_template, own_template
-from yangtuo.inference.engine import Engine, Sampling
+from yangtuo.inference.engine import Engine, Generation, Sampling, generate
+from yangtuo.inference.text import Detokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 FALLBACK_TEMPLATE = "alpaca"
@@ -19,23 +21,40 @@ FALLBACK_TEMPLATE = "alpaca"
 class Conversation:
     """Puts a tokenizer and a template around an engine."""
 
-    def __init__(self, engine: Engine, encoder: Encoder, template: Template) -> None:
-        self._engine, self._encoder, self._template = engine, encoder, template
+    def __init__(self, engine: Engine, encoder: Encoder, template: Template, adapter: str | None = None) -> None:
+        self.engine, self.encoder, self.template, self.adapter = engine, encoder, template, adapter
 
     def replies(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
-        """The replies to several conversations, computed as one batch."""
-        prompts = [self._template.encode_prompt(self._encoder, list(messages)) for messages in conversations]
-        ids = self._engine.generate(prompts, self._with_stops(sampling))
-        return [self._encoder.decode(reply).strip() for reply in ids]
+        """The replies to several conversations, computed at a time."""
+        prompts = [self.prompt(messages) for messages in conversations]
+        ids = generate(self.engine, prompts, self.with_stops(sampling), self.adapter)
+        return [self.encoder.decode(reply).strip() for reply in ids]
 
     def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
         """The reply to one conversation, in pieces of whole characters as they come."""
-        prompt = self._template.encode_prompt(self._encoder, list(messages))
-        return whole_characters(self._encoder, self._engine.stream(prompt, self._with_stops(sampling)))
+        return self.continue_ids(self.prompt(messages), self.with_stops(sampling))
 
-    def _with_stops(self, sampling: Sampling) -> Sampling:
-        stops = (*sampling.stop_ids, *self._template.stop_ids(self._encoder))
-        return Sampling(sampling.max_new_tokens, sampling.temperature, sampling.top_p, stops, sampling.seed)
+    def continue_ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
+        """What follows `prompt`, as text in whole characters."""
+        generation = iter(Generation(self.engine, prompt, sampling, self.adapter))
+        text = Detokenizer(self.encoder, prompt)
+        try:
+            for token in generation:
+                if part := text.push(token.id):
+                    yield part
+            if rest := text.finish():
+                yield rest
+        finally:
+            generation.close()
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that ask for the next reply, as in training."""
+        return self.template.encode_prompt(self.encoder, list(messages))
+
+    def with_stops(self, sampling: Sampling) -> Sampling:
+        """The settings with the template's own stop ids among them."""
+        stops = dict.fromkeys((*sampling.stop_ids, *self.template.stop_ids(self.encoder)))
+        return dataclasses.replace(sampling, stop_ids=tuple(stops))
 
 
 def open_template(model: Path, adapter: Path | None = None) -> Template:
@@ -51,18 +70,3 @@ def open_encoder(model: Path, adapter: Path | None = None) -> Encoder:
     """The adapter's tokenizer where it brings one, else the model's."""
     brings_one = adapter and any((adapter / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
     return load_encoder(adapter if adapter and brings_one else model)
-
-
-def whole_characters(encoder: Encoder, ids: Iterable[int]) -> Iterator[str]:
-    """Text of a stream of ids; a character spread over several byte tokens is held back until it is whole."""
-    seen: list[int] = []
-    shown = ""
-    for token in ids:
-        seen.append(token)
-        text = encoder.decode(seen)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    rest = encoder.decode(seen)[len(shown) :] if seen else ""
-    if rest:
-        yield rest

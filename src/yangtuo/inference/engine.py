@@ -1,35 +1,160 @@
-"""The protocol that every engine speaks: token ids in, token ids out.
+"""The protocol that every engine speaks: token ids in, a stream of token ids out.
 
-An engine knows no text, no prompt format and no tokenizer; `inference.conversation` puts those around it.
+An engine knows no text, no prompt format and no tokenizer: `inference.text` and `inference.conversation` put those
+around it. Sampling settings carry the names of the OpenAI API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import queue
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, Protocol
+
+from yangtuo.errors import ServingError
+
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen and when to stop."""
+    """How the next token is chosen and when to stop; the defaults take the likeliest token."""
 
-    max_new_tokens: int = 256
+    max_tokens: int = 256
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_p: float = 1.0
+    top_k: int = 0
+    """0 for all tokens."""
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    """Over prompt and reply, as transformers' parameter of this name."""
+    seed: int | None = None
+    """Seed of this request alone, whatever is computed beside it."""
+    logprobs: int | None = None
+    """How many alternatives are reported beside each token; None reports no probability at all."""
     stop_ids: tuple[int, ...] = ()
     """Any of these ends a reply; it is not part of it."""
-    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token with its natural log probability under the model, before any sampling setting, where asked for."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens with their log probabilities, best first."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What an engine reports: a token, or the end with its reason or its error."""
+
+    token: Token | None = None
+    finish: FinishReason | None = None
+    error: Exception | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing comes after this step."""
+        return self.token is None
+
+
+Receive = Callable[[Step], None]
+Cancel = Callable[[], None]
 
 
 class Engine(Protocol):
-    """Computes replies."""
+    """Continues prompts, many at a time."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """Continues each prompt; returns the new ids alone, without the stop id."""
+    name: str
+    context_length: int | None
+    """Most tokens of prompt and reply together, where the model has a limit."""
+
+    def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
+        """Queues a prompt; `receive` gets every step on a thread of the engine's, the last one exactly once.
+
+        What is returned ends the work early, from any thread; the last step then says "cancelled". Raises
+        `UnsupportedError` for settings that this engine does not know.
+        """
         ...
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Continues one prompt, yielding each new id as it comes; closing the iterator stops the work."""
+    def score(self, ids: Sequence[int], logprobs: int, adapter: str | None = None) -> list[Token]:
+        """Each of `ids` with its probability after those before it; the first has none."""
         ...
+
+    def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
+        """The mean of the last hidden states over `ids`, of length 1."""
+        ...
+
+    def close(self) -> None:
+        """Ends all work and frees what the engine holds."""
+        ...
+
+
+class UnsupportedError(ServingError):
+    """A request that is right, but that this engine cannot do."""
+
+
+def _put(steps: queue.SimpleQueue[tuple[int, Step]], index: int, step: Step) -> None:
+    steps.put((index, step))
+
+
+@dataclass
+class Generation:
+    """The tokens of one request as they come; closing it ends the work."""
+
+    engine: Engine
+    prompt: Sequence[int]
+    sampling: Sampling
+    adapter: str | None = None
+    finish: FinishReason | None = field(default=None, init=False)
+
+    def __iter__(self) -> Generator[Token, None, None]:
+        """Yields each token; raises what the engine failed with, never ends early without a word."""
+        steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
+        cancel = self.engine.submit(self.prompt, self.sampling, steps.put, self.adapter)
+        step = Step()
+        try:
+            while not (step := steps.get()).is_last:
+                assert step.token is not None
+                yield step.token
+        finally:
+            if step.token is not None:  # left early
+                cancel()
+                while not steps.get().is_last:
+                    pass
+        if step.error is not None:
+            raise step.error
+        self.finish = step.finish
+
+
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, adapter: str | None = None
+) -> list[list[int]]:
+    """Continues all prompts at a time; the new ids of each, without the stop id. Raises what the engine failed with."""
+    steps: queue.SimpleQueue[tuple[int, Step]] = queue.SimpleQueue()
+    replies: list[list[int]] = [[] for _ in prompts]
+    cancels: list[Cancel] = []
+    waiting = 0
+    try:
+        for index, prompt in enumerate(prompts):
+            cancels.append(engine.submit(prompt, sampling, partial(_put, steps, index), adapter))
+            waiting += 1
+        while waiting:
+            index, step = steps.get()
+            if step.token is not None:
+                replies[index].append(step.token.id)
+                continue
+            waiting -= 1
+            if step.error is not None:
+                raise step.error
+    finally:
+        if waiting:
+            for cancel in cancels:
+                cancel()
+    return replies

@@ -1,25 +1,43 @@
-"""The engine that runs anywhere: transformers' own `generate`, on CPU or a GPU.
+"""The engine that runs anywhere: transformers in this process, on CPU or a GPU, with continuous batching.
 
-It reads weights from safetensors only and never runs code that comes with a model.
+A thread of its own computes one token of every running request at a time; requests join and leave between two tokens.
+Models whose memory is more than keys and values are run one request at a time, through transformers' `generate`.
 """
 
 from __future__ import annotations
 
-import queue
+import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.generation.stopping_criteria import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.utils.logging import disable_progress_bar
 
-from yangtuo.errors import WeightsError
-from yangtuo.inference.engine import Sampling
+from yangtuo import console
+from yangtuo.errors import ServingError, WeightsError
+from yangtuo.inference.choosing import Chooser, choose, report
+from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token
+from yangtuo.inference.rows import Rows
+
+MAX_ROWS = 16
+"""Requests that are computed at a time where nothing else is said."""
+_PREFILL_TOKENS = 4096
+"""Most tokens, padding included, in one forward pass over prompts."""
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
@@ -27,116 +45,287 @@ def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
 
     Raises `WeightsError` where the weights do not fill the architecture or the adapter does not fit.
     """
+    return load_adapted(directory, {"default": adapter} if adapter else {})
+
+
+def load_adapted(directory: Path, adapters: Mapping[str, Path]) -> PreTrainedModel:
+    """The model of `directory` with all `adapters`, by name, loaded on it; the first is active."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    loading: Path = directory
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto" if device == "cuda" else torch.float32, use_safetensors=True, local_files_only=True
         )
-        if adapter:
-            from peft import PeftModel
-
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, about names in transformers
-                model = PeftModel.from_pretrained(model, adapter)
+        for name, loading in adapters.items():
+            model = _with_adapter(model, name, loading)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(
-            f"{adapter or directory} cannot be loaded",
+            f"{loading} cannot be loaded",
             found=str(error).strip().splitlines()[0],
-            expected="a whole model directory" + (", and an adapter trained on it" if adapter else ""),
-            run=f"yangtuo inspect {adapter or directory}",
+            expected="a whole model directory" + (", and an adapter trained on it" if adapters else ""),
+            run=f"yangtuo inspect {loading}",
         ) from error
     model.eval().to(device)
     return model  # type: ignore[no-any-return]
 
 
+def _with_adapter(model: Any, name: str, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, about names in transformers
+        if isinstance(model, PeftModel):
+            model.load_adapter(adapter, adapter_name=name)
+            return model
+        return PeftModel.from_pretrained(model, adapter, adapter_name=name)
+
+
+class _Job(Chooser):
+    """A request on its way."""
+
+    def __init__(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None) -> None:
+        super().__init__(prompt, sampling)
+        self.prompt, self.receive, self.adapter = list(prompt), receive, adapter
+        self.is_cancelled = self.is_done = False
+
+    def take(self, token: Token) -> None:
+        """Passes a chosen token on; ends the request at a stop id or at its limit."""
+        if self.is_cancelled:
+            self.end("cancelled")
+        elif token.id in self.sampling.stop_ids:
+            self.end("stop")
+        else:
+            self.receive(Step(token))
+            if len(self.produced) >= self.sampling.max_tokens:
+                self.end("length")
+
+    def end(self, reason: FinishReason | None, error: Exception | None = None) -> None:
+        if not self.is_done:
+            self.is_done = True
+            self.receive(Step(finish=reason, error=error))
+
+
 class TransformersEngine:
-    """`inference.engine.Engine` over a loaded transformers model."""
+    """`inference.engine.Engine` over a loaded transformers model, with the names of the adapters that are on it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    name = "transformers"
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
-        """Continues all prompts in one left-padded batch."""
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        output = self._generate(ids, mask, sampling)
-        return [_until_stop(row[width:], sampling.stop_ids) for row in output.tolist()]
+    def __init__(self, model: PreTrainedModel, max_rows: int = MAX_ROWS) -> None:
+        self._model: Any = model
+        self._adapters: dict[str, Any] = getattr(model, "peft_config", {})
+        config = model.config.get_text_config()
+        self.context_length: int | None = getattr(config, "max_position_embeddings", None)
+        layers = set(getattr(config, "layer_types", None) or ())
+        self._batches = layers <= _ATTENTION_LAYERS and not getattr(config, "is_encoder_decoder", False)
+        if not self._batches:
+            console.note(f"{config.model_type} keeps more than keys and values: one request is computed at a time")
+        forward = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+        self._max_rows = max_rows if self._batches else 1
+        self._waiting: deque[_Job] = deque()
+        self._running: dict[str | None, Rows[_Job]] = {}
+        self._lock = threading.Lock()
+        self._computing = threading.Lock()
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
-    def stream(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-        """Continues one prompt in a thread of its own; closing the iterator ends the thread."""
-        tokens = _TokenQueue()
-        failure: list[BaseException] = []
+    def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
+        """Queues a prompt, see `Engine.submit`."""
+        assert prompt, "a prompt has at least one token"
+        assert adapter is None or adapter in self._adapters, f"no adapter {adapter}"
+        job = _Job(prompt, sampling, receive, adapter or self._only_adapter())
+        with self._lock:
+            if self._closed:
+                raise ServingError("the engine has been stopped")
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="yangtuo-engine", daemon=True)
+                self._thread.start()
 
-        def work() -> None:
-            try:
-                ids = torch.tensor([list(prompt)])
-                self._generate(ids, torch.ones_like(ids), sampling, streamer=tokens, stopping_criteria=[tokens])
-            except RuntimeError as error:
-                failure.append(error)
-            finally:
-                tokens.end()
+        def cancel() -> None:
+            job.is_cancelled = True
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while (token := tokens.get()) is not None:
-                if token not in sampling.stop_ids:
-                    yield token
-        finally:
-            tokens.cancelled.set()
-            thread.join()
-        if failure:
-            raise failure[0]
+        return cancel
 
     @torch.inference_mode()
-    def _generate(self, ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling, **extra: Any) -> torch.Tensor:
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        chosen = (
-            {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0} if sampling.temperature else {}
-        )
-        settings = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=sampling.temperature > 0,
-            eos_token_id=list(sampling.stop_ids) or None,
-            pad_token_id=sampling.stop_ids[0] if sampling.stop_ids else 0,
-            **chosen,
-        )
+    def score(self, ids: Sequence[int], logprobs: int, adapter: str | None = None) -> list[Token]:
+        """Each of `ids` with its probability, see `Engine.score`."""
+        with self._computing:
+            self._activate(adapter or self._only_adapter())
+            logits = self._model(torch.tensor([list(ids)], device=self._model.device), use_cache=False).logits[0]
+            rows = zip(logits[:-1], ids[1:], strict=True)
+            return [Token(ids[0]), *(report(row.float().cpu(), token, logprobs) for row, token in rows)]
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
+        """The mean of the last hidden states, see `Engine.embed`."""
+        with self._computing:
+            self._activate(adapter or self._only_adapter())
+            inputs = torch.tensor([list(ids)], device=self._model.device)
+            states = self._model(inputs, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
+            return torch.nn.functional.normalize(states.mean(0), dim=0).tolist()
+
+    def close(self) -> None:
+        """Ends all requests and the thread."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _only_adapter(self) -> str | None:
+        """A model loaded with one adapter is that adapter's, unless another is named."""
+        return next(iter(self._adapters)) if len(self._adapters) == 1 else None
+
+    def _activate(self, adapter: str | None) -> None:
+        if not self._adapters:
+            return
+        if adapter is None:
+            self._model.base_model.disable_adapter_layers()
+            return
+        self._model.base_model.enable_adapter_layers()
+        self._model.set_adapter(adapter)
+
+    def _run(self) -> None:
+        """The thread: computes a token of everything that runs, again and again, and ends when nothing is left."""
+        is_done = False
+        try:
+            while self._admit():
+                try:
+                    self._work()
+                except (RuntimeError, ValueError, TypeError, IndexError, ServingError) as error:
+                    # One bad step must not take the server along: those that were in it are told, the next go on.
+                    self._end_all(self._jobs(), error)
+                    self._running.clear()
+            is_done = True
+        finally:
+            if not is_done:
+                with self._lock:
+                    self._abandon()
+
+    def _abandon(self) -> None:
+        """Tells all that nothing more will come; the lock is held."""
+        self._thread = None
+        self._end_all([*self._jobs(), *self._waiting], ServingError("the engine has been stopped"))
+        self._running.clear()
+        self._waiting.clear()
+
+    def _jobs(self) -> list[_Job]:
+        return [job for rows in self._running.values() for job in rows.jobs]
+
+    def _end_all(self, jobs: Iterable[_Job], error: Exception) -> None:
+        for job in jobs:
+            job.end(None, error)
+
+    def _admit(self) -> bool:
+        """Moves waiting requests into the free rows; false where nothing is left to do, or the engine is closed."""
+        with self._lock:
+            for job in [job for job in self._waiting if job.is_cancelled]:
+                self._waiting.remove(job)
+                job.end("cancelled")
+            if self._closed or not (self._waiting or self._running):
+                self._abandon()  # the thread ends under the lock: whoever submits next starts another
+                return False
+            free = self._max_rows - len(self._jobs())
+            admitted = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+            for job in admitted:
+                self._running.setdefault(job.adapter, Rows()).jobs.append(job)
+        return True
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        for adapter, rows in list(self._running.items()):
+            with self._computing:
+                self._activate(adapter)
+                if self._batches:
+                    self._advance(rows)
+                else:
+                    self._generate_alone(rows.jobs[0])
+            rows.drop([job.is_done for job in rows.jobs])
+            if not rows.jobs:
+                del self._running[adapter]
+
+    def _advance(self, rows: Rows[_Job]) -> None:
+        """One token for every running row, and the first one for those that have just come."""
+        for job in rows.jobs:
+            if job.is_cancelled:
+                job.end("cancelled")
+        rows.drop([job.is_done for job in rows.jobs])
+        old = rows.jobs[: rows.num_cached]
+        if old:
+            last = torch.tensor([[job.produced[-1]] for job in old])
+            self._forward(rows, old, last, torch.ones_like(last))
+        for fresh in _groups(rows.jobs[rows.num_cached :]):
+            width = max(len(job.prompt) for job in fresh)
+            pads = [width - len(job.prompt) for job in fresh]
+            ids = torch.tensor([[0] * pad + job.prompt for pad, job in zip(pads, fresh, strict=True)])
+            mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads])
+            beside: Rows[_Job] = Rows(fresh)
+            self._forward(beside, fresh, ids, mask)
+            rows.join(beside)
+
+    def _forward(self, rows: Rows[_Job], jobs: Sequence[_Job], ids: torch.Tensor, mask: torch.Tensor) -> None:
         device = self._model.device
-        generate: Any = self._model.generate
-        result: torch.Tensor = generate(
-            ids.to(device), attention_mask=mask.to(device), generation_config=settings, **extra
+        mask = rows.extend_mask(mask.to(device))
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        cache = rows.cache if rows.cache is not None else DynamicCache()
+        output = self._model(
+            ids.to(device),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            **self._last_only,
         )
-        return result
+        rows.cache = cache
+        for job, token in zip(jobs, choose(jobs, output.logits[:, -1]), strict=True):
+            job.take(token)
+
+    def _generate_alone(self, job: _Job) -> None:
+        """For models that are run one request at a time."""
+        settings: Any = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=job.sampling.max_tokens, do_sample=False, pad_token_id=0
+        )
+        ids = torch.tensor([job.prompt], device=self._model.device)
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([_Choosing(job)]),
+            stopping_criteria=StoppingCriteriaList([_Ending(job)]),
+        )
+        job.end("length")
 
 
-def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
-    for index, token in enumerate(ids):
-        if token in stop_ids:
-            return ids[:index]
-    return ids
+class _Choosing(LogitsProcessor):
+    """Has `generate` take the tokens that a batch would take: all others are made impossible."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        token = choose([self._job], scores)[0]
+        self._job.take(token)
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([token.id], device=scores.device), 0)
 
 
-class _TokenQueue(BaseStreamer, StoppingCriteria):
-    """Carries tokens out of `generate`, and the wish to stop into it."""
+class _Ending(StoppingCriteria):
+    """Ends `generate` where the request ends."""
 
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-        self._queue: queue.Queue[int | None] = queue.Queue()
-        self._prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._queue.put(int(value.reshape(-1)[0]))
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        self._queue.put(None)
-
-    def get(self) -> int | None:
-        return self._queue.get()
+    def __init__(self, job: _Job) -> None:
+        self._job = job
 
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self.cancelled.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self._job.is_done, device=input_ids.device)
+
+
+def _groups(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Requests whose prompts go through the model together: of similar length, and not too many tokens."""
+    groups: list[list[_Job]] = []
+    for job in sorted(jobs, key=lambda job: len(job.prompt)):
+        if groups and (len(groups[-1]) + 1) * len(job.prompt) <= _PREFILL_TOKENS:
+            groups[-1].append(job)
+        else:
+            groups.append([job])
+    return groups

@@ -21,7 +21,7 @@ def run(config: ChatConfig) -> str | None:
     model, adapter = base.path, adapters[0].path if adapters else None
     encoder, template = open_encoder(model, adapter), open_template(model, adapter)
     conversation = Conversation(TransformersEngine(load_model(model, adapter)), encoder, template)
-    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature)
+    sampling = Sampling(max_tokens=config.max_new_tokens, temperature=config.temperature)
     if config.once is not None:
         return "".join(conversation.stream([Message("user", config.once)], sampling)).strip()
     _talk(conversation, sampling)
