@@ -340,3 +340,51 @@ def test_two_sources_of_one_name_are_refused(pico_tokenizer: Path, tmp_path: Pat
     sources = (str(tmp_path / "one/zh.txt"), str(tmp_path / "two/zh.txt"))
     with pytest.raises(ConfigError, match="name of its own"):
         prepare.run(PrepareConfig(source=sources, tokenizer=str(pico_tokenizer), output=tmp_path / "out"))
+
+
+def book(number: int) -> str:
+    """A text of 300 paragraphs, none like another."""
+    return "\n\n".join(f"Paragraph {index} of book {number}: the river was green {index % 7}." for index in range(300))
+
+
+def test_shares_are_of_the_text_however_few_its_documents(tmp_path: Path, pico_tokenizer: Path) -> None:
+    """Three books: a weight of 0.2 is a fifth of their tokens, and 2 % held out is no whole book."""
+    books = tmp_path / "books"
+    books.mkdir()
+    for number in range(3):
+        (books / f"{number}.txt").write_text(book(number), encoding="utf-8")
+    path = prepared(books, pico_tokenizer, "data", source=(f"en={books}:0.2", f"more={books}"), dedup="none")
+    figures = json.loads((path / "statistics.json").read_text("utf-8"))["sources"]
+    assert figures["en"]["held_out_share"] == pytest.approx(0.02, rel=0.2)
+    assert figures["en"]["taken_weight"] == pytest.approx(0.2, rel=0.1)
+    assert figures["more"]["taken_weight"] == 1
+    encoder = load_encoder(pico_tokenizer)
+    dataset = BlockDataset(path)
+    ids = [id_ for block in dataset for id_ in block["input_ids"].tolist()][: dataset.num_tokens]
+    assert ids.count(encoder.bos_id) == ids.count(encoder.eos_id) == dataset.num_documents
+    for source in held_out(path):
+        for document in source.documents:
+            assert document[0] == encoder.bos_id and encoder.eos_id not in document
+            text = encoder.decode(document.tolist())
+            assert text.startswith("Paragraph") and text.endswith(".\n\n"), "cut between paragraphs"
+    apart = [encoder.decode(document.tolist()) for document in held_out(path)[1].documents]
+    assert sum(len(text.encode()) for text in apart) == held_out(path)[1].num_bytes
+    trained = encoder.decode(ids[-figures["more"]["tokens"] :])
+    for line in "".join(apart).split("\n\n"):
+        assert not line or line not in trained, "what is held out of a book is not trained on"
+
+
+def test_one_line_is_cut_at_a_sentence_and_what_cannot_be_cut_is_refused_or_said(
+    tmp_path: Path, pico_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "line.txt").write_text(" ".join(book(1).split("\n\n")), encoding="utf-8")
+    path = prepared(tmp_path / "line.txt", pico_tokenizer, "data", held_out=0.1)
+    (source,) = held_out(path)
+    texts = [load_encoder(pico_tokenizer).decode(document.tolist()) for document in source.documents]
+    assert texts and all(text.endswith(".") for text in texts)
+    (tmp_path / "word.txt").write_text("green " * 500, encoding="utf-8")
+    capsys.readouterr()
+    prepared(tmp_path / "word.txt", pico_tokenizer, "whole")
+    assert "nothing is held out" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(DataError, match="a share of 0.2"):
+        prepared(tmp_path / "word.txt", pico_tokenizer, "none", source=(f"{tmp_path / 'word.txt'}:0.2",))

@@ -19,8 +19,8 @@ class PrepareConfig(StageConfig):
 
     verb: ClassVar[str] = "prepare"
     source: DataPaths
-    """Text as [NAME=]PATH[:WEIGHT]: a file or directory; a weight of 0.2 takes a fifth of it, 2 takes it twice;
-    repeatable. NAME (zh, en) labels the source in every report."""
+    """Text as [NAME=]PATH[:WEIGHT]: a file or directory; a weight of 0.2 takes a fifth of its tokens, 2 takes it
+    twice; repeatable. NAME (zh, en) labels the source in every report."""
     tokenizer: InputPath
     """The tokenizer: a directory (a model's will do) or a bare file."""
     output: Path
@@ -28,7 +28,7 @@ class PrepareConfig(StageConfig):
     block_size: Positive = 512
     """Tokens in a training block."""
     held_out: Share = 0.02
-    """Share of each source's documents kept apart to measure bits per byte."""
+    """Share of each source's tokens kept apart to measure bits per byte; too long a document is cut at a paragraph."""
     documents: Literal["file", "paragraph", "line"] = "file"
     """What one document of a text file is: the file, a paragraph between empty lines, or a line."""
     clean: bool = True

@@ -6,6 +6,7 @@ Memory is about 100 bytes a document, whatever its length. This module knows no 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,21 @@ from yangtuo.data.clean import Filtered
 from yangtuo.data.dedup import NUM_BANDS, NUM_PERMUTATIONS, SKETCH, find_equal, find_near
 from yangtuo.data.part_writer import DOCUMENT
 from yangtuo.data.parts import read_account
-from yangtuo.data.sampling import choose, num_held_out
+from yangtuo.data.sampling import SPAN, Spans, num_tokens, take_share
 from yangtuo.data.statistics import length_histogram
 from yangtuo.vocab.encoding import Encoder
 
 _READ = 1 << 20  # tokens
 _SKETCHES = 1 << 14  # read at a time
 _SHOWN = 80  # tokens of a repeated document
+_LEAST_WINDOW = 512  # tokens within which a boundary is looked for
+_SENTENCE_ENDS = "|".join(["[.!?](?=[ \n\"')])", *"。！？؟۔।॥။៕།።։"])
+_CLOSING = "|".join("”’」』")
+_BOUNDARIES = [
+    re.compile(pattern.encode())
+    for pattern in (r"\n[ \t\r]*\n\s*", r"\n", rf"(?:{_SENTENCE_ENDS})(?:[\"')]|{_CLOSING})*")
+]
+"""Where a text may be cut, the best kind first, in UTF-8."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -130,29 +139,32 @@ def join_source(
 ) -> dict[str, Any]:
     """Writes the documents of one source; `repeated` covers them alone. Returns the source's figures.
 
-    Whole passes over the documents first, then the part of one that the weight's fraction asks for.
+    Whole passes over the text first, then the part of one that the weight's fraction asks for; shares are of tokens.
     """
     writer, apart = writers
-    kept = np.flatnonzero(~repeated)
-    num_apart = num_held_out(len(kept), held_out)
-    chosen = _chosen(len(kept), num_apart, f"{seed}/held-out/{source.name}")
-    _hold_out(source, kept[chosen], encoder, apart)
-    training = kept[~chosen]
-    before = writer.num_tokens
+    lengths, characters, num_bytes = _measured(source, ~repeated)
+    spans = np.zeros(len(lengths), dtype=SPAN)
+    spans["document"], spans["end"] = np.flatnonzero(~repeated), lengths - 2
+    cutter = _Cutter(source, encoder)
+    kept_apart, training = take_share(spans, held_out, f"{seed}/held-out/{source.name}", cutter)
+    _hold_out(source, kept_apart, encoder, apart)
+    before, taken = writer.num_tokens, 0
     for copy in range(int(source.weight) + 1):
         share = 1.0 if copy < int(source.weight) else source.weight % 1
-        taken = _chosen(len(training), round(share * len(training)), f"{seed}/weight/{source.name}")
-        mask = np.zeros(len(repeated), dtype=bool)
-        mask[training[taken]] = True
-        _append(source, mask, encoder, writer)
-    lengths, characters, num_bytes = _measured(source, ~repeated)
+        chosen, _ = take_share(training, share, f"{seed}/weight/{source.name}", cutter)
+        taken += num_tokens(chosen)
+        _append(source, chosen, encoder, writer)
+    total = num_tokens(spans)
     return {
-        "documents": len(kept),
-        "held_out": num_apart,
+        "documents": len(spans),
         "characters": characters,
         "bytes": num_bytes,
-        "text_tokens": int(lengths.sum()) - 2 * len(kept),
+        "text_tokens": total,
+        "held_out": len(np.unique(kept_apart["document"])),
+        "held_out_tokens": num_tokens(kept_apart),
+        "held_out_share": round(num_tokens(kept_apart) / max(total, 1), 4),
         "weight": source.weight,
+        "taken_weight": round(taken / max(num_tokens(training), 1), 4),
         "tokens": writer.num_tokens - before,
         "removed": dict(source.removed.counts),
         "examples": source.removed.examples,
@@ -162,11 +174,44 @@ def join_source(
     }
 
 
-def _chosen(num_items: int, num_chosen: int, label: str) -> Mask:
-    return np.fromiter(choose(num_items, num_chosen, label), dtype=bool, count=num_items)
+class _Cutter:
+    """Finds sections of documents that begin and end with a paragraph, or else a line, or else a sentence."""
+
+    def __init__(self, source: SourceParts, encoder: Encoder) -> None:
+        self._source = source
+        self._encoder = encoder
+        self._firsts = np.cumsum([0, *(len(_documents(part)) for part in source.parts)])
+
+    def __call__(self, document: int, at: int, size: int) -> tuple[int, int] | None:
+        """About `size` tokens of `document` from the first boundary at or behind token `at` on; None without one."""
+        begin = self._boundary(document, at, size)
+        end = None if begin is None else self._boundary(document, begin + size, size)
+        return None if begin is None or end is None else (begin, end)
+
+    def _boundary(self, document: int, at: int, size: int) -> int | None:
+        if at == 0:
+            return 0
+        number = int(np.searchsorted(self._firsts, document, side="right")) - 1
+        part = self._source.parts[number]
+        rows = _documents(part)["tokens"].astype(np.int64)
+        index = document - int(self._firsts[number])
+        first, length = int(rows[:index].sum()) + 1, int(rows[index]) - 2  # behind BOS, before EOS
+        if at >= length:
+            return length
+        window = min(length, at + max(size // 2, _LEAST_WINDOW))
+        ids = _read_tokens(part, self._encoder, first + at - 1, first + window)
+        pieces = [self._encoder.token_bytes(token) for token in ids.tolist()]
+        ends = {int(end): at + count for count, end in enumerate(np.cumsum([len(piece) for piece in pieces]))}
+        text = b"".join(pieces)
+        for boundary in _BOUNDARIES:
+            for match in boundary.finditer(text):
+                if match.end() in ends:
+                    return ends[match.end()]
+        return length if window == length else None
 
 
-def _measured(source: SourceParts, kept: Mask) -> tuple[npt.NDArray[np.uint64], int, int]:
+def _measured(source: SourceParts, kept: Mask) -> tuple[npt.NDArray[np.int64], int, int]:
+    """Tokens of each document kept, with BOS and EOS, and the characters and bytes of all."""
     lengths = []
     first = characters = num_bytes = 0
     for part in source.parts:
@@ -175,35 +220,52 @@ def _measured(source: SourceParts, kept: Mask) -> tuple[npt.NDArray[np.uint64], 
         lengths.append(rows["tokens"])
         characters += int(rows["characters"].sum())
         num_bytes += int(rows["bytes"].sum())
-    return np.concatenate(lengths), characters, num_bytes
+    return np.concatenate(lengths).astype(np.int64), characters, num_bytes
 
 
-def _hold_out(source: SourceParts, chosen: npt.NDArray[np.int64], encoder: Encoder, apart: HeldOutWriter) -> None:
+def _by_part(source: SourceParts, spans: Spans) -> Iterator[tuple[Path, npt.NDArray[np.int64], Spans]]:
+    """Each part, where its documents begin in its tokens, and its spans, with documents numbered within the part."""
     first = 0
     for part in source.parts:
         rows = _documents(part)
-        ends = np.cumsum(rows["tokens"])
-        low, high = np.searchsorted(chosen, [first, first + len(rows)])
-        for index in chosen[low:high] - first:
-            end = int(ends[index])
-            ids = _read_tokens(part, encoder, end - int(rows["tokens"][index]), end - 1)
-            apart.add(source.name, ids, int(rows["bytes"][index]))
+        low, high = np.searchsorted(spans["document"], [first, first + len(rows)])
+        own = spans[low:high].copy()
+        own["document"] -= first
+        yield part, np.concatenate([[0], np.cumsum(rows["tokens"])]).astype(np.int64), own
         first += len(rows)
 
 
-def _append(source: SourceParts, mask: Mask, encoder: Encoder, writer: BlockWriter) -> None:
-    first = 0
-    for part in source.parts:
-        rows = _documents(part)
-        wanted = mask[first : first + len(rows)]
-        first += len(rows)
-        writer.add_many(rows["tokens"][wanted], _runs(part, rows["tokens"], wanted, encoder))
+def _hold_out(source: SourceParts, spans: Spans, encoder: Encoder, apart: HeldOutWriter) -> None:
+    for part, begins, own in _by_part(source, spans):
+        for document, begin, end in own.tolist():
+            first = int(begins[document])
+            bos = _read_tokens(part, encoder, first, first + 1)
+            ids = _read_tokens(part, encoder, first + 1 + begin, first + 1 + end)
+            whole = end - begin == int(begins[document + 1]) - first - 2
+            num_bytes = (
+                int(_documents(part)["bytes"][document]) if whole else len(encoder.decode(ids.tolist()).encode())
+            )
+            apart.add(source.name, np.concatenate([bos, ids]), num_bytes)
 
 
-def _runs(part: Path, lengths: npt.NDArray[np.uint64], wanted: Mask, encoder: Encoder) -> Iterator[npt.NDArray[Any]]:
+def _append(source: SourceParts, spans: Spans, encoder: Encoder, writer: BlockWriter) -> None:
+    for part, begins, own in _by_part(source, spans):
+        lengths = np.diff(begins)
+        sections = np.flatnonzero(own["end"] - own["begin"] != lengths[own["document"]] - 2)
+        for low, high in zip([0, *(sections + 1)], [*sections, len(own)], strict=True):
+            wanted = np.zeros(len(lengths), dtype=bool)
+            wanted[own["document"][low:high]] = True
+            writer.add_many(lengths[wanted], _runs(part, begins, wanted, encoder))
+            if high < len(own):  # a section, between the BOS and the EOS of its document
+                document, begin, end = own[high].tolist()
+                first, last = int(begins[document]), int(begins[document + 1])
+                edges = ((first, first + 1), (first + 1 + begin, first + 1 + end), (last - 1, last))
+                writer.add(np.concatenate([_read_tokens(part, encoder, *edge) for edge in edges]))
+
+
+def _runs(part: Path, begins: npt.NDArray[np.int64], wanted: Mask, encoder: Encoder) -> Iterator[npt.NDArray[Any]]:
     """The tokens of the wanted documents, neighbours together, in arrays of bounded size."""
-    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
-    for low, high in zip(ends[edges[::2]].tolist(), ends[edges[1::2]].tolist(), strict=True):
+    for low, high in zip(begins[edges[::2]].tolist(), begins[edges[1::2]].tolist(), strict=True):
         for begin in range(low, high, _READ):
             yield _read_tokens(part, encoder, begin, min(high, begin + _READ))

@@ -6,15 +6,13 @@ This module knows neither how blocks came about nor where they are printed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from yangtuo.data.blocks import IGNORED
-from yangtuo.vocab.byte_level import piece_bytes
-from yangtuo.vocab.encoding import Encoder, Family
+from yangtuo.vocab.encoding import Encoder
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +21,6 @@ Kind = Literal["text", "bytes", "control"]
 Styled = tuple[str, str]
 """A text and its style, as `console.styled` takes them."""
 
-_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 _BLANK = "\u2581"
 _VISIBLE = {" ": _BLANK, "\n": "\u21b5", "\t": "\u21e5", "\u3000": "\u25a1"}
 _STYLES = {"learned": "green", "context": "default", "padding": "bright_black"}
@@ -108,15 +105,7 @@ def _shown(ids: Sequence[int], encoder: Encoder, controls: set[int]) -> Iterator
         if is_control:
             yield from ((f"\u27e6{_printable(encoder.pieces[token])}\u27e7", "control") for token in run)
         else:
-            yield from _characters([_bytes(encoder, token) for token in run])
-
-
-def _bytes(encoder: Encoder, token: int) -> bytes:
-    piece = encoder.pieces[token]
-    if encoder.family is Family.BYTE_LEVEL:
-        return piece_bytes(piece)
-    byte = _BYTE_PIECE.fullmatch(piece)
-    return bytes([int(byte[1], 16)]) if byte else piece.replace(_BLANK, " ").encode(errors="surrogateescape")
+            yield from _characters([encoder.token_bytes(token) for token in run])
 
 
 def _characters(run: Sequence[bytes]) -> Iterator[tuple[str, Kind]]:

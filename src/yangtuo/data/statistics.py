@@ -56,7 +56,7 @@ def _table() -> tuple[list[str], npt.NDArray[np.int64]]:
     return names, table
 
 
-def length_histogram(num_tokens: npt.NDArray[np.uint64]) -> dict[int, int]:
+def length_histogram(num_tokens: npt.NDArray[np.int64]) -> dict[int, int]:
     """Documents by length in tokens: power of two -> how many have at least that and less than twice that."""
     powers = np.log2(np.maximum(num_tokens, 1).astype(np.float64)).astype(np.int64)
     counts = np.bincount(powers)

@@ -161,8 +161,27 @@ def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> Non
         )
     if not found["documents"]:
         console.warn(f"{source.path} adds nothing: all its documents stand in sources before it")
-    elif config.held_out and not found["held_out"]:
-        console.warn(f"{source.path} is a single document: none is held out (--documents paragraph makes more)")
+        return
+    if source.weight and not found["taken_weight"]:
+        raise DataError(
+            f"{source.path}: a share of {source.weight:g} of its text cannot be taken",
+            found=f"{found['documents']} documents of {found['text_tokens']:,} tokens, without a paragraph to cut at",
+            expected="a weight of 1, or text in smaller documents",
+            run="the same command with --documents line",
+        )
+    asked, real = config.held_out, found["held_out_share"]
+    console.note(
+        f"{source.name}: {found['text_tokens']:,} tokens of text in {found['documents']:,} documents; "
+        f"{found['held_out_tokens']:,} held out ({real:.1%}), {found['tokens']:,} to train on"
+    )
+    if asked and not real:
+        console.warn(f"{source.path}: nothing is held out of a single document that cannot be cut at a sentence")
+    elif not asked / 2 <= real <= 2 * asked:
+        console.warn(
+            f"{source.path}: {real:.1%} of the text is held out instead of {asked:.1%}: documents are long beside it"
+        )
+    if abs(found["taken_weight"] - source.weight) > source.weight / 10:
+        console.warn(f"{source.path} is taken {found['taken_weight']:.2f} times instead of {source.weight:g}")
 
 
 def _dry_run(

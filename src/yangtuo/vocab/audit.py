@@ -18,9 +18,8 @@ import regex  # type: ignore[import-untyped]
 from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.byte_level import piece_bytes
 from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE
-from yangtuo.vocab.encoding import Encoder, Family, is_sentencepiece, load_encoder
+from yangtuo.vocab.encoding import Encoder, is_sentencepiece, load_encoder
 from yangtuo.vocab.engines import FastEngine
 from yangtuo.vocab.scripts import BLANK, Scripts
 from yangtuo.vocab.sentencepiece_model import is_bpe, read_model
@@ -32,7 +31,6 @@ _LONGEST_SHOWN = 400  # characters or pieces of a line
 _SCRIPTS = ("Han", "Latin", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Thai", "Devanagari")
 _LETTERS = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in _SCRIPTS))
 PLAIN = regex.compile(r"[\p{Script=Latin}\p{Nd}!-~]")  # letters, digits and signs of English and of code
-_BYTE_PIECE = regex.compile(r"<0x([0-9A-F]{2})>")
 
 
 @dataclass
@@ -174,7 +172,7 @@ def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) 
             found.dead.append(text)
         if text.startswith(" "):
             found.leading_blank.append(BLANK + text[1:])
-        length = len(_bytes(new, index).decode("utf-8", errors="replace"))
+        length = len(new.token_bytes(index).decode("utf-8", errors="replace"))
         found.lengths[length] = found.lengths.get(length, 0) + 1
         power = used[index].bit_length() - 1
         if power < 0:
@@ -191,7 +189,7 @@ class _Spans:
     """Where the pieces of a line lie, in bytes of the text as the tokenizer sees it."""
 
     def __init__(self, encoder: Encoder, scripts: Scripts) -> None:
-        data = [_bytes(encoder, index) for index in range(encoder.vocabulary_size)]
+        data = [encoder.token_bytes(index) for index in range(encoder.vocabulary_size)]
         self._lengths = [len(one) for one in data]
         texts = [one.decode("utf-8", errors="replace") for one in data]
         self._plain = [bool(PLAIN.search(text)) and not scripts.own.search(text) for text in texts]
@@ -209,17 +207,9 @@ class _Spans:
         return {(offset, index) for offset, index in self.all(ids) if self._plain[index]}
 
 
-def _bytes(encoder: Encoder, index: int) -> bytes:
-    piece = encoder.pieces[index]
-    if encoder.family is Family.BYTE_LEVEL:
-        return piece_bytes(piece)
-    byte = _BYTE_PIECE.fullmatch(piece)
-    return bytes([int(byte[1], 16)]) if byte else piece.replace(BLANK, " ").encode("utf-8", errors="replace")
-
-
 def readable(encoder: Encoder, index: int) -> str:
     """A piece as text; bytes that are no whole character are written like \\xe4."""
-    return _bytes(encoder, index).decode("utf-8", errors="backslashreplace")
+    return encoder.token_bytes(index).decode("utf-8", errors="backslashreplace")
 
 
 def _dominant_script(text: str) -> str:

@@ -6,6 +6,7 @@ What is read: a tokenizer directory, a bare SentencePiece model, or a bare token
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from yangtuo.errors import FileError
+from yangtuo.vocab.byte_level import piece_bytes
 from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings
 from yangtuo.vocab.engines import Engine, FastEngine, SentencePieceEngine
 from yangtuo.vocab.identity import fast_fingerprint, sentencepiece_fingerprint
-from yangtuo.vocab.sentencepiece_model import CONTROL, NORMAL, USER_DEFINED, parse_model
+from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, NORMAL, USER_DEFINED, parse_model
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Family(StrEnum):
@@ -72,6 +76,14 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
         return self.engine.decode(ids)
+
+    def token_bytes(self, index: int) -> bytes:
+        """The UTF-8 bytes that id `index` stands for in a text; a control token's are its name's."""
+        piece = self.pieces[index]
+        if self.family is Family.BYTE_LEVEL:
+            return piece_bytes(piece)
+        byte = _BYTE_PIECE.fullmatch(piece)
+        return bytes([int(byte[1], 16)]) if byte else piece.replace(BLANK, " ").encode("utf-8", "surrogateescape")
 
     def split_piece(self, piece: str) -> list[int]:
         """The ids that this tokenizer makes of a foreign piece's text, without any blank put before it."""
