@@ -386,5 +386,25 @@ def test_one_line_is_cut_at_a_sentence_and_what_cannot_be_cut_is_refused_or_said
     capsys.readouterr()
     prepared(tmp_path / "word.txt", pico_tokenizer, "whole")
     assert "nothing is held out" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(DataError, match="a share of 0.2"):
+    with pytest.raises(DataError, match=r"a share of 0\.2"):
         prepared(tmp_path / "word.txt", pico_tokenizer, "none", source=(f"{tmp_path / 'word.txt'}:0.2",))
+
+
+def test_finished_parts_outlive_a_malformed_row(
+    corpus: Path,
+    pico_tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hours of work are not thrown away for one line: what is finished is kept, said, and used once it is mended."""
+    rows = (corpus / "rows.jsonl").read_text("utf-8")
+    (corpus / "rows.jsonl").write_text(rows[: rows.rindex("\n", 0, -1)] + '\n{"text": "cut o\n', encoding="utf-8")
+    made = count_made(monkeypatch)
+    with pytest.raises(FileError, match=r"rows\.jsonl"):
+        prepared(corpus, pico_tokenizer, "data", source=(str(corpus),))
+    assert "is kept" in capsys.readouterr().err and made
+    (corpus / "rows.jsonl").write_text(rows, encoding="utf-8")
+    num_finished = len(made)
+    path = prepared(corpus, pico_tokenizer, "data", source=(str(corpus),))
+    assert len(made) == len(set(made)) and len(made) > num_finished, "no finished part is made twice"
+    assert files_of(path) == files_of(prepared(corpus, pico_tokenizer, "fresh", source=(str(corpus),)))

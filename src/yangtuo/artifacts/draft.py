@@ -70,12 +70,19 @@ class Draft:
 
 
 @contextmanager
-def draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], resumable: bool = False) -> Iterator[Draft]:
+def draft(
+    config: StageConfig,
+    kind: Kind,
+    parents: Mapping[str, Artifact],
+    resumable: bool = False,
+    reusable: str | None = None,
+) -> Iterator[Draft]:
     """Makes the artifact `config.output`: yields a `Draft`, and renames it into place when the block ends well.
 
     Where the block fails, the working directory is removed, unless `resumable`: then it stays, and the next run with
-    an equal step finds it with `Draft.resumed` true. Raises `OutputError` where the output exists, another process
-    is writing it, or the disk is full.
+    an equal step finds it with `Draft.resumed` true. `reusable` names a directory within it whose entries are known by
+    their own fingerprints: what is finished there survives a mistake in the inputs and other steps too.
+    Raises `OutputError` where the output exists, another process is writing it, or the disk is full.
     """
     output = config.output_path()
     refuse_existing(output)
@@ -86,8 +93,8 @@ def draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], resu
         with _locked(output):
             resumed = resumable and _read_step(work) == step
             if not resumed:
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir()
+                _clear(work, reusable)
+                work.mkdir(exist_ok=True)
                 (work / STEP_FILE).write_text(step, encoding="utf-8")
             made = Draft(work, resumed)
             try:
@@ -96,7 +103,8 @@ def draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], resu
             except BaseException as error:
                 # Inputs that cannot be used will not be of use the next time; a stopped training run will.
                 useless = isinstance(error, UserError) and not isinstance(error, TrainingError | OutputError)
-                if resumable and (resumed or not useless):
+                kept = reusable is not None and any((work / reusable).glob("[!.]*"))
+                if resumable and (resumed or not useless or kept):
                     console.note(f"unfinished work is kept in {work}; the same command goes on from there")
                 else:
                     shutil.rmtree(work, ignore_errors=True)
@@ -110,6 +118,16 @@ def draft(config: StageConfig, kind: Kind, parents: Mapping[str, Artifact], resu
             found=f"{free / 1e9:.2f} GB free",
             run=f"df -h {_existing_parent(output)}",
         ) from error
+
+
+def _clear(work: Path, reusable: str | None) -> None:
+    """Removes the working directory, or all of it but the entry `reusable`."""
+    if reusable is None or not (work / reusable).is_dir():
+        shutil.rmtree(work, ignore_errors=True)
+        return
+    for entry in work.iterdir():
+        if entry.name != reusable:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def refuse_existing(output: Path) -> None:

@@ -52,7 +52,7 @@ def run(config: PrepareConfig) -> Artifact | DryRun:
         number, count = parse_shard(config.shard)
         parts = parts[number - 1 :: count]
     finished = None if config.shard else find_shards(output, parts, treatment)
-    with draft(config, Kind.DATASET, {"tokenizer": tokenizer}, resumable=True) as made:
+    with draft(config, Kind.DATASET, {"tokenizer": tokenizer}, resumable=True, reusable=_PARTS) as made:
         directories = finished or _make(parts, made.path / _PARTS, treatment, encoder)
         if config.shard:
             details: dict[str, Any] = {"shard": config.shard, "parts": len(parts)}
