@@ -55,10 +55,37 @@ _LLAMA_3 = (
     " + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
-_KNOWN = {"alpaca": _ALPACA, "alpaca-2": _ALPACA_2, "chatml": _CHATML, "llama-3": _LLAMA_3}
+_GLM_ROUNDS = (
+    "{% for message in turns %}{% if message['role'] == 'user' %}"
+    "{{ '[Round ' ~ loop.index0 // 2 ~ ']\\n问：' + message['content'] + '\\n答：' }}"
+    "{% else %}{{ message['content'] + '\\n' }}{% endif %}{% endfor %}"
+)
+_GLM = (
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% set messages = messages[1:] %}{% endif %}"
+    "{% set answered = messages[-1]['role'] == 'assistant' %}"
+    "{% set turns = messages[:-1] if answered else messages %}"
+    "PROMPT{{ '[gMASK]<sop>' }}{% if answered %}{{ messages[-1]['content'] + '<eop>' }}{% endif %}"
+)
+# ChatGLM-6B's own: the first question stands bare, and only with turns before it in rounds, counted from 0.
+_CHATGLM = _GLM.replace(
+    "PROMPT", "{% if turns | length == 1 %}{{ turns[0]['content'] }}{% else %}" + _GLM_ROUNDS + "{% endif %}"
+)
+# PromptCBLUE's, where its rows have a column for earlier turns: the first question is a round too.
+_CHATGLM_ROUNDS = _GLM.replace("PROMPT", _GLM_ROUNDS)
+_KNOWN = {
+    "alpaca": _ALPACA,
+    "alpaca-2": _ALPACA_2,
+    "chatml": _CHATML,
+    "llama-3": _LLAMA_3,
+    "chatglm": _CHATGLM,
+    "chatglm-rounds": _CHATGLM_ROUNDS,
+}
+_LEARNS_START = {_CHATGLM, _CHATGLM_ROUNDS}
+"""Templates whose published training scripts count the prompt's last control token, `<sop>`, in the loss."""
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama-3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    **dict.fromkeys(("chatglm", "chatglm-rounds"), ("[gMASK]", "<sop>", "<eop>")),
 }
 TEMPLATES = (*_KNOWN, "model")
 """The names that `get_template` knows."""
@@ -128,6 +155,8 @@ class Template:
         stop = next((number for number, run in enumerate(answer) if run.control in stops), None)
         if stop is None:
             answer, stop = [*answer, _Run(self._eos(encoder), "")], len(answer)
+        if self.jinja in _LEARNS_START:
+            learned[-1] = [True]
         behind = _encode(encoder, answer, continues=bool(prompt) and prompt[-1].control is None)
         ids = [token for part in tokens + behind for token in part]
         num_learned = sum(len(part) for part in behind[: stop + 1])
@@ -330,7 +359,12 @@ def get_template(name: str, model_directory: Path | None) -> Template:
 
 
 def own_template(directory: Path) -> str | None:
-    """The Jinja text that a model or adapter directory brings, in a file of its own or in its tokenizer's settings."""
+    """The Jinja text that a model or adapter directory brings, in a file of its own or in its tokenizer's settings.
+
+    ChatGLM-6B is published without one; its code had it, and its tokenizer tells that it is meant.
+    """
+    from yangtuo.vocab import ice_text
+
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -338,7 +372,7 @@ def own_template(directory: Path) -> str | None:
     template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
     if isinstance(template, list):  # several, by name
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template
+    return _CHATGLM if template is None and ice_text.find(directory) else template
 
 
 def require_template(template: Template, encoder: Encoder) -> None:

@@ -68,5 +68,7 @@ def open_template(model: Path, adapter: Path | None = None) -> Template:
 
 def open_encoder(model: Path, adapter: Path | None = None) -> Encoder:
     """The adapter's tokenizer where it brings one, else the model's."""
-    brings_one = adapter and any((adapter / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    brings_one = adapter and any(
+        (adapter / name).is_file() for name in ("tokenizer.model", "tokenizer.json", "ice_text.model")
+    )
     return load_encoder(adapter if adapter and brings_one else model)

@@ -18,7 +18,7 @@ from yangtuo.errors import FileError
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
 
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "ice_text.model")
 
 
 def run(config: InspectConfig) -> dict[str, object]:

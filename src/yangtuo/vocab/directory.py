@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yangtuo.vocab import ice_text
 from yangtuo.vocab.sentencepiece_model import fast_tokenizer_json, is_bpe, parse_model
 
 MODEL_FILE = "tokenizer.model"
@@ -84,6 +85,8 @@ def copy_tokenizer(source: str | Path, destination: str | Path) -> list[str]:
     """
     source, destination = Path(source), Path(destination)
     destination.mkdir(parents=True, exist_ok=True)
+    if (ice := ice_text.find(source)) is not None:
+        return ice_text.copy(ice.parent, destination)
     if source.is_file() and source.suffix == ".model":
         write_sentencepiece(destination, source.read_bytes())
         return [MODEL_FILE, FAST_FILE, CONFIG_FILE]

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from yangtuo.errors import FileError
+from yangtuo.vocab import ice_text
 from yangtuo.vocab.byte_level import piece_bytes
 from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings
 from yangtuo.vocab.engines import Engine, FastEngine, SentencePieceEngine
@@ -93,6 +94,8 @@ class Encoder:
 def load_encoder(path: str | Path) -> Encoder:
     """Reads the tokenizer directory, tokenizer.model or tokenizer.json at `path`; raises `FileError` where none is."""
     path = Path(path)
+    if (ice := ice_text.find(path)) is not None:
+        return _from_ice_text(ice)
     if path.is_dir():
         return _from_directory(path)
     if not path.is_file():
@@ -155,6 +158,23 @@ def _from_sentencepiece(path: Path, settings: Mapping[str, Any], named: Mapping[
         pieces=pieces,
         bos_id=_special_id(settings, "bos_token", ids, spec.bos_id),
         eos_id=_special_id(settings, "eos_token", ids, spec.eos_id),
+        controls=controls,
+    )
+
+
+def _from_ice_text(file: Path) -> Encoder:
+    """ChatGLM's tokenizer. Its user-defined pieces are whitespace and no control tokens."""
+    proto = parse_model(file.read_bytes(), str(file))
+    num_images = ice_text.num_image_tokens(file.parent)
+    pieces = [f"<image_{index}>" for index in range(num_images)] + [piece.piece for piece in proto.pieces]
+    controls = {piece.piece: num_images + at for at, piece in enumerate(proto.pieces) if piece.type == CONTROL}
+    return Encoder(
+        engine=ice_text.IceTextEngine(proto, num_images),
+        family=Family.SENTENCEPIECE,
+        fingerprint=sentencepiece_fingerprint(proto, {-1: f"ice_text, {num_images} images"}),
+        pieces=pieces,
+        bos_id=controls[ice_text.BEGIN],
+        eos_id=controls[ice_text.END],
         controls=controls,
     )
 

@@ -76,7 +76,7 @@ class Adapter:
     @property
     def tokenizer(self) -> Path | None:
         """The adapter's own tokenizer, where it brings one."""
-        files = ("tokenizer.model", "tokenizer.json")
+        files = ("tokenizer.model", "tokenizer.json", "ice_text.model")
         return self.path if any((self.path / file).is_file() for file in files) else None
 
 

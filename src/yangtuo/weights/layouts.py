@@ -26,7 +26,7 @@ from yangtuo.weights.reader import open_tensors
 
 # Buffers that old checkpoints carry and every reader computes anew.
 _BUFFERS = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)")
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "ice_text.model")
 
 
 class _WithoutBuffers:
