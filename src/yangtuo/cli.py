@@ -45,7 +45,16 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
     """The `run` of the verb's module in `stages`, imported on demand."""
     module = importlib.import_module(f"yangtuo.stages.{verb.replace(' ', '_')}")
     function: Callable[[Any], Any] = module.run
-    return function
+    if verb in config.TOOLS or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return function
+
+    def finish_or_run(options: StageConfig) -> Any:
+        from yangtuo.artifacts.draft import finish_earlier
+
+        is_dry = getattr(options, "dry_run", False)
+        return (None if is_dry else finish_earlier(options)) or function(options)
+
+    return finish_or_run
 
 
 def _register(parent: App, options: type[StageConfig], place: int) -> None:
@@ -169,6 +178,13 @@ def invoke(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        from yangtuo.files import explain
+
+        told = explain(error)
+        if told is None:
+            raise
+        return _fail(told)
     return 0
 
 

@@ -163,8 +163,11 @@ def parse_yaml(text: str, where: str) -> Any:
         raise FileError(f"{where} is not YAML that can be read", found=reason[:300], expected="plain YAML") from error
 
 
-def walk(directory: Path) -> list[Path]:
-    """All files below `directory`, sorted; raises `FileError` where a part cannot be listed or a name is not UTF-8."""
+def walk(directory: Path, without: str | None = None) -> list[Path]:
+    """All files below `directory`, sorted, but for those in directories that hold a file named `without`.
+
+    Raises `FileError` where a part cannot be listed or a name is not UTF-8.
+    """
 
     def refuse(error: OSError) -> None:
         raise cannot_read(error.filename or directory, error) from error
@@ -173,6 +176,9 @@ def walk(directory: Path) -> list[Path]:
     for place, folders, names in os.walk(directory, onerror=refuse):
         for name in (*folders, *names):
             refuse_name(os.path.join(place, name))  # noqa: PTH118  a name that is no text makes no message of a Path
+        if without in names and Path(place) != directory:
+            folders.clear()
+            continue
         found += [path for path in (Path(place, name) for name in names) if path.is_file()]
     return sorted(found)
 

@@ -8,6 +8,7 @@ No code that comes with a model is ever run. This module knows nothing of what i
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -29,9 +30,12 @@ def locate(reference: str, *, is_data: bool = False) -> Path:
 
     A reference that is neither an existing path nor a hub id is returned as it is, for the caller to refuse.
     """
-    path = Path(reference).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(reference).expanduser()
+        if os.path.lexists(path):
+            return path
+    except (RuntimeError, ValueError) as error:
+        raise FileError(f"{reference} is no path", found=str(error)) from error
     is_modelscope = reference.startswith(_MODELSCOPE)
     hub_id = re.fullmatch(_DATA_ID if is_data else _HUB_ID, reference.removeprefix(_MODELSCOPE))
     if hub_id is None or (not is_modelscope and Path(path.parts[0]).exists()):

@@ -161,11 +161,17 @@ def content_fingerprint(path: Path) -> str:
         manifest = read_manifest(path)
         if manifest:
             return manifest.fingerprint
-        names = [name for name in list_files(path) if not name.startswith(".")]
+        names = [str(file.relative_to(path)) for file in list_inputs(path)]
         with ThreadPoolExecutor() as pool:
             hashes = pool.map(lambda name: hash_file(path / name, sample=True), names)
             return digest([names, list(hashes)])
     return hash_file(path, sample=True)
+
+
+def list_inputs(directory: Path) -> list[Path]:
+    """The files of an input directory, sorted: no hidden ones, and no artifacts that were made inside it."""
+    found = files.walk(directory, without=MANIFEST)
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
 
 
 def list_files(directory: Path) -> list[str]:

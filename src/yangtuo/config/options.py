@@ -65,6 +65,16 @@ class StageConfig:
 
     verb: ClassVar[str]
 
+    def __post_init__(self) -> None:
+        """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path):
+                try:
+                    object.__setattr__(self, field.name, value.expanduser())
+                except RuntimeError as error:
+                    raise ConfigError(f"{value} names no home directory", found=str(error)) from error
+
     @classmethod
     def options(cls) -> list[Option]:
         """The verb's options, without `output`, which names the result and does not shape it."""
@@ -88,6 +98,10 @@ class StageConfig:
     def output_path(self) -> Path:
         """The artifact that this config makes."""
         return Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
+
+    def written_paths(self) -> tuple[Path, ...]:
+        """Places other than the output that this verb writes into."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain JSON values."""

@@ -60,3 +60,7 @@ class TrainingConfig(StageConfig):
     """Seed of initialisation and of the order of blocks."""
     tensorboard: Annotated[Path | None, HOW] = None
     """A directory for TensorBoard's curves, outside the output."""
+
+    def written_paths(self) -> tuple[Path, ...]:
+        """TensorBoard's directory."""
+        return (self.tensorboard,) if self.tensorboard else ()

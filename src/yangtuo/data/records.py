@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from yangtuo import console
+from yangtuo.artifacts.manifest import list_inputs
 from yangtuo.data.json_values import malformed, read_values
 from yangtuo.errors import DataError, FileError
 
@@ -66,11 +67,7 @@ def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     if not path.exists():
         raise FileError(f"{path} does not exist", expected="a file or a directory of files")
-    if path.is_file():
-        found = [path]
-    else:
-        below = sorted(path.rglob("*"))
-        found = [file for file in below if file.is_file() and not _is_hidden(file.relative_to(path))]
+    found = [path] if path.is_file() else list_inputs(path)
     known = [file for file in found if suffix(file) in suffixes]
     if not known:
         raise DataError(
@@ -82,10 +79,6 @@ def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
         console.warn(f"{path}: files of other formats are left out: {' '.join(others)}")
     content = [file for file in known if file.name.lower() not in _DESCRIPTIONS]
     return content if any(suffix(file) in RECORD_SUFFIXES for file in content) else known
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def run(config: PrepareConfig) -> Artifact | DryRun:
         else:
             details, hashes = _join(config, sources, parts, directories, encoder, made.path)
             made.hashes.update(hashes)
-            shutil.rmtree(made.path / _PARTS, ignore_errors=True)
+            made.scratch |= {_PARTS, _SCRATCH}
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=details)
     if not config.shard:
         console.note(f"{details['tokens']:,} tokens in {details['blocks']:,} blocks of {config.block_size}")

@@ -6,7 +6,7 @@ Reads like its summary: open model and dataset, see that they belong together, a
 from __future__ import annotations
 
 from yangtuo import console
-from yangtuo.artifacts.draft import refuse_existing
+from yangtuo.artifacts.draft import refuse_existing, refuse_other_work
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.data import blocks
@@ -19,7 +19,7 @@ def run(config: PretrainConfig) -> Artifact:
     """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint."""
     processes.start()
     refuse_existing(config.output)
-    base.refuse_other_work(config)
+    refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     data = open_artifact(config.data, Kind.DATASET)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
@@ -27,6 +27,7 @@ def run(config: PretrainConfig) -> Artifact:
     raise_all([*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
+        made.scratch |= loop.SCRATCH
         adapted = base.load_adapted(model, earlier, base.end_ids(encoder), vars(config))
         settings = base.settings(model, earlier, vars(config))
         dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)

@@ -16,7 +16,7 @@ from typing import Any
 from peft import PeftModel
 
 from yangtuo import console
-from yangtuo.artifacts.draft import Draft, refuse_existing
+from yangtuo.artifacts.draft import Draft, refuse_existing, refuse_other_work
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.options import split_source
 from yangtuo.config.sft import SftConfig
@@ -43,7 +43,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     """
     processes.start()
     refuse_existing(config.output)
-    base.refuse_other_work(config)
+    refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
@@ -60,6 +60,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     with processes.shared_draft(
         config, Kind.ADAPTER, {name: parent for name, parent in parents.items() if parent}
     ) as made:
+        made.scratch |= {_BLOCKS, *loop.SCRATCH}
         account = processes.main_process_first(lambda: _write_blocks(config, made, template, encoder))
         dataset: Any = BlockDataset(made.path / _BLOCKS)
         if replay and replayed:
@@ -68,7 +69,6 @@ def run(config: SftConfig) -> Artifact | DryRun:
         apart = held_out(replay.path) if replay else []
         settings = base.settings(model, earlier, vars(config))
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
-        processes.main_process_first(lambda: shutil.rmtree(made.path / _BLOCKS))
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
         processes.main_process_first(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
         made.describe(

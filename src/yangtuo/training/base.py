@@ -6,7 +6,6 @@ It knows artifacts and tokenizers by their fingerprints only; it does not depend
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,9 +16,8 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from yangtuo.artifacts.manifest import STEP_FILE, Artifact, read_manifest, step_fingerprint
-from yangtuo.config.options import StageConfig
-from yangtuo.errors import LineageError, OutputError, TrainingError, UserError, WeightsError
+from yangtuo.artifacts.manifest import Artifact, read_manifest
+from yangtuo.errors import LineageError, TrainingError, UserError, WeightsError
 from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer
@@ -178,30 +176,12 @@ def check_earlier(model: Artifact, earlier: Artifact | None) -> list[UserError]:
     ]
 
 
-def refuse_other_work(config: StageConfig) -> None:
-    """Raises `OutputError` where checkpoints of another config or other data wait under the output's name."""
-    output = config.output_path()
-    work = output.parent / f".{output.name}.partial"
-    step = work / STEP_FILE
-    if not step.is_file() or step.read_text(encoding="utf-8") == step_fingerprint(config):
-        return
-    waiting = sorted(path.name for path in work.glob("checkpoints/checkpoint-*"))
-    if waiting:
-        raise OutputError(
-            f"unfinished work of another run stands under the name {output}: its options or its data were others",
-            found=", ".join(waiting) + f" in {work}",
-            expected="the same options and data, to go on from there, or another --output",
-            run=f"rm -r {work}, to give it up",
-        )
-
-
 def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), template: str | None = None) -> None:
     """Completes the adapter in `directory` with the model's tokenizer files, and a chat template and its stop ids.
 
-    The checkpoints go last: until then a run that is killed goes on from them.
+    The checkpoints stay: until the artifact is described, a run that is killed goes on from them.
     """
     copy_tokenizer(model, directory)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     if template is None:
         return
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")

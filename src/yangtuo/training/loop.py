@@ -31,6 +31,8 @@ from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.sharding import Sharding, trainer_options
 
 CHECKPOINTS = "checkpoints"
+SCRATCH = {CHECKPOINTS, BEST}
+"""What stands in a run's directory until its adapter is finished, and is no part of it."""
 _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
 _WEIGHTS = "adapter_model.safetensors"
 _NAMED_BLOCKS = 8
@@ -275,9 +277,7 @@ def _finish(trainer: _Trainer, run: Run, settings: Settings) -> Outcome:
     if processes.broadcast(settings.keep == "best" and best.is_dir()):
         after, kept = _best_measure(measured), _best_step(measured)
         if processes.rank() == 0:
-            (best / _WEIGHTS).replace(run.directory / _WEIGHTS)
-    if processes.rank() == 0:
-        shutil.rmtree(best, ignore_errors=True)
+            shutil.copyfile(best / _WEIGHTS, run.directory / _WEIGHTS)  # a copy: a run killed now ends in the same way
     losses = [loss for _, loss in run.metrics.series("loss")]
     span = min(20, max(1, len(losses) // 10))
     return Outcome(
