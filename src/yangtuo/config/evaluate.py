@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, InputPaths, Positive, StageConfig
+from yangtuo.config.options import HOW, DataPaths, InputPath, InputPaths, NonNegative, Positive, StageConfig
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(StageConfig):
-    """Measures models: bits per byte of text, questions answered, entities found, medical tasks done.
+    """Measures models: bits per byte of text, exams, questions answered, entities found, medical tasks done.
 
     Example: `yangtuo evaluate --model base --model adapted --suite bits-per-byte --data zh=held-out-zh --output scores`
     """
@@ -22,14 +22,22 @@ class EvaluateConfig(StageConfig):
     """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
     predictions: InputPath | None = None
     """Instead of a model, a file of finished answers in the order of --data, as [NAME=]PATH (ner, promptcblue)."""
-    suite: Literal["bits-per-byte", "questions", "ner", "promptcblue"]
-    """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply; ner
-    finds entities as in instruct/query/answer data; promptcblue is the benchmark's 16 medical tasks."""
-    data: InputPaths
-    """What to measure on, as [NAME=]PATH: text for bits-per-byte, rows with reference answers else; repeatable."""
+    suite: Literal["bits-per-byte", "questions", "ceval", "cmmlu", "mmlu", "belebele", "ner", "promptcblue"]
+    """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply;
+    ceval, cmmlu, mmlu and belebele are exams of four choices, asked by lm_eval; ner finds entities as in
+    instruct/query/answer data; promptcblue is the benchmark's 16 medical tasks."""
+    data: DataPaths
+    """What to measure on, as [NAME=]PATH: text, an exam's files as published, or rows with reference answers; a path or
+    a hub id; repeatable."""
     output: Path | None = None
     """The directory of results to write; without it they are only printed."""
     max_new_tokens: Positive | None = None
     """Longest reply, in tokens; when not given, 64 for questions, 256 for ner and 512 for promptcblue."""
+    shots: NonNegative = 0
+    """Solved examples before each question of an exam, from its dev files."""
+    prompt: Literal["lm-eval", "constrained"] = "lm-eval"
+    """How an exam asks: as lm_eval does, or C-Eval as Chinese-LLaMA-Alpaca did; figures of the two do not compare."""
+    chat: bool | None = None
+    """Ask an exam in the model's chat template, or plainly; when not given, in the template where there is one."""
     batch_size: Annotated[Positive, HOW] = 16
     """Sequences in one forward pass."""

@@ -19,11 +19,12 @@ from yangtuo.config.options import Source, split_source
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
 from yangtuo.errors import ConfigError
-from yangtuo.evaluation import entities, promptcblue
+from yangtuo.evaluation import entities, exams, promptcblue
 from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
+from yangtuo.evaluation.measured import FinishedAnswers, MeasuredModel
 from yangtuo.evaluation.questions import judge, read_questions
-from yangtuo.evaluation.subject import Finished, Subject
+from yangtuo.hub import locate
 
 Figures = dict[str, Any]
 Results = dict[str, dict[str, Figures]]
@@ -37,7 +38,9 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
     if config.output is not None:
         refuse_existing(config.output)
     _check(config)
-    measures = {source.name: _open(config.suite, config, Path(source.path)) for source in _sources(config.data)}
+    measures = {
+        source.name: _open(config.suite, config, locate(source.path, is_data=True)) for source in _sources(config.data)
+    }
     models = {source.name: open_artifact(source.path, Kind.MODEL) for source in _sources(config.model)}
     results = {
         name: {data: measure(subject) for data, measure in measures.items()}
@@ -64,9 +67,9 @@ def _subjects(config: EvaluateConfig, models: Mapping[str, Artifact]) -> Iterato
     """What is measured, by name; one model at a time is in memory."""
     if config.predictions:
         source = split_source(config.predictions)
-        yield source.name, Finished(Path(source.path))
+        yield source.name, FinishedAnswers(Path(source.path))
     for name, artifact in models.items():
-        yield name, Subject(artifact.path, batch_size=config.batch_size)
+        yield name, MeasuredModel(artifact.path, batch_size=config.batch_size)
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -96,6 +99,8 @@ def _open(suite: str, config: EvaluateConfig, data: Path) -> Measure:
     if suite == "bits-per-byte":
         texts = [document.text for document in read_documents(data)]
         return lambda subject: score_text(subject.model, subject.encoder, texts, subject.batch_size).to_dict()
+    if suite in exams.SUITES:
+        return exams.open_exam(suite, data, config.shots, config.prompt, config.chat).measure
     max_new_tokens = config.max_new_tokens or _MAX_NEW_TOKENS[suite]
     if suite == "questions":
         questions = read_questions(data)

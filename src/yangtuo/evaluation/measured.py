@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer
 
 from yangtuo import console
-from yangtuo.data.template import Message
+from yangtuo.data.template import Message, Template, get_template, own_template
 from yangtuo.evaluation.answers import Sample, read_predictions
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Sampling
@@ -19,7 +20,7 @@ from yangtuo.vocab.encoding import Encoder
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedAnswers:
     """A file of finished answers."""
 
     file: Path
@@ -30,7 +31,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Subject:
+class MeasuredModel:
     """A model, with an adapter on it if given."""
 
     directory: Path
@@ -38,7 +39,7 @@ class Subject:
     batch_size: int = 16
 
     @cached_property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The model, ready for inference."""
         return load_model(self.directory, self.adapter)
 
@@ -51,6 +52,23 @@ class Subject:
     def _conversation(self) -> Conversation:
         template = open_template(self.directory, self.adapter)
         return Conversation(TransformersEngine(self.model), self.encoder, template)
+
+    @cached_property
+    def template(self) -> Template | None:
+        """The chat template of the adapter or the model, where one has any."""
+        holders = [path for path in (self.adapter, self.directory) if path and own_template(path) is not None]
+        return get_template("model", holders[0]) if holders else None
+
+    def exam_model(self, *, constrained: bool) -> Any:
+        """The model as lm_eval asks it; `constrained` as Chinese-LLaMA-Alpaca does."""
+        from yangtuo.evaluation.exam_model import ConstrainedModel, ExamModel
+
+        brings_one = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(self.adapter if brings_one else self.directory, local_files_only=True)
+        if self.template:
+            tokenizer.chat_template = self.template.render_jinja()
+        model = self.model.get_base_model() if self.adapter else self.model
+        return (ConstrainedModel if constrained else ExamModel)(model, tokenizer, self.batch_size)
 
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
         """The model's answer to each sample."""
