@@ -9,6 +9,7 @@
     ├── VocabularyError       a tokenizer, or a request for one, that cannot work
     ├── WeightsError          tensors that are missing, misshapen, damaged or not finite
     ├── TrainingError         a run that would train nothing, or has stopped training
+    ├── EvaluationError       a measured figure that a gate refuses
     └── ServingError          an engine or server that cannot answer
 
 Only a user's mistake is raised from this tree; a mistake of ours is an assert (exit status 1).
@@ -73,6 +74,10 @@ class WeightsError(UserError):
 
 class TrainingError(UserError):
     """A run that would train nothing, or that has stopped training."""
+
+
+class EvaluationError(UserError):
+    """A measured figure that a gate refuses."""
 
 
 class ServingError(UserError):

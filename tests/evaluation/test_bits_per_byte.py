@@ -41,5 +41,17 @@ def test_long_documents_are_read_in_windows_and_every_token_once(
     monkeypatch.setattr(bits_per_byte, "MAX_WINDOW", 32)
     cut = score_text(model, encoder, [text])
     assert cut.num_tokens == whole.num_tokens
-    assert cut.bits != whole.bits
+    assert cut.document_bits != whole.document_bits
     assert cut.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)
+
+
+def test_an_interval_is_taken_over_documents(pico_model: Path) -> None:
+    """It holds the figure, and is narrower with more documents; of one document there is none."""
+    model, encoder = load_model(pico_model), load_encoder(pico_model)
+    few, many = (score_text(model, encoder, TEXTS * count).to_dict() for count in (1, 20))
+    low, high = few["bits_per_byte_interval"]
+    assert low < few["bits_per_byte"] < high
+    assert many["bits_per_byte"] == pytest.approx(few["bits_per_byte"], abs=1e-3)
+    assert many["bits_per_byte_interval"][1] - many["bits_per_byte_interval"][0] < (high - low) / 3
+    assert len(few["documents"]) == few["num_documents"] == 3
+    assert score_text(model, encoder, TEXTS[:1]).to_dict()["bits_per_byte_interval"] is None

@@ -1,4 +1,4 @@
-"""Exams: what lm_eval itself would say, question by question; both averages; bad files named before a model is asked."""
+"""Exams: what lm_eval itself would say, question by question; both averages; bad files named first."""
 
 from __future__ import annotations
 
@@ -31,6 +31,11 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
         writer = csv.DictWriter(stream, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def questions(count: int, seed: int) -> list[dict[str, str]]:
@@ -115,13 +120,13 @@ def test_the_constrained_form_is_that_of_the_published_script(ceval: Path, pico_
     with_space = [tokenizer.encode(letter, add_special_tokens=False)[0] for letter in "ABCD"]
     bare = [tokenizer.encode(f"：{letter}")[-1] for letter in "ABCD"]
     assert with_space != bare
-    example, *_ = csv.DictReader((ceval / "dev" / "law_dev.csv").open(encoding="utf-8"))
+    example, *_ = read_csv(ceval / "dev" / "law_dev.csv")
     introduction = "以下是中国关于law考试的单项选择题，请选出其中的正确答案。\n\n"
 
     def shown(row: Mapping[str, str]) -> str:
         return row["question"] + "".join(f"\n{letter}. {row[letter]}" for letter in "ABCD") + "\n答案："
 
-    rows = list(csv.DictReader((ceval / "val" / "law_val.csv").open(encoding="utf-8")))
+    rows = read_csv(ceval / "val" / "law_val.csv")
     for row, reply in zip(rows, figures["replies"], strict=False):
         prompt = introduction + shown(example) + f"{example['answer']}\n\n" + shown(row)
         ids = torch.tensor([tokenizer.encode(prompt)])
@@ -180,13 +185,12 @@ def test_published_layouts_are_read(kind: str, tmp_path: Path) -> None:
         (tmp_path / "test" / "anatomy_test.csv").write_text(MMLU)
         (paper,) = read_exam("mmlu", tmp_path)
     elif kind == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        import pyarrow.parquet
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
         for subject in ("anatomy", "all"):
             (tmp_path / subject).mkdir()
             rows = {"question": ["q", "r"], "subject": [subject] * 2, "choices": [list("wxyz")] * 2, "answer": [1, 0]}
-            pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / subject / "test-00000-of-00001.parquet")
+            parquet.write_table(pyarrow.table(rows), tmp_path / subject / "test-00000-of-00001.parquet")
         (paper,) = read_exam("mmlu", tmp_path)
     else:
         row = {"flores_passage": "p", "question": "q", **{f"mc_answer{i}": str(i) for i in range(1, 5)}}

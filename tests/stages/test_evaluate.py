@@ -10,7 +10,7 @@ import pytest
 
 from yangtuo import cli
 from yangtuo.config.evaluate import EvaluateConfig
-from yangtuo.errors import ConfigError
+from yangtuo.errors import ConfigError, EvaluationError
 from yangtuo.stages import evaluate
 
 
@@ -102,9 +102,60 @@ def test_promptcblue_asks_the_model_and_writes_what_the_competition_takes(pico_m
         ({"suite": "ner", "model": ("m",), "predictions": "p.json"}, "--model and --predictions"),
         ({"suite": "bits-per-byte", "predictions": "p.json"}, "ner or promptcblue"),
         ({"suite": "ner", "predictions": "p.json", "data": ("a", "b")}, "ner or promptcblue"),
+        ({"suite": "forgetting", "model": ("m",)}, "compares models"),
+        ({"suite": "bits-per-byte", "model": ("m",), "max_english_loss": 0.1}, "--max-english-loss"),
     ],
 )
 def test_what_is_measured_must_be_clear(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
         evaluate.run(EvaluateConfig(**{"data": ("gold.json",), **options}))
     assert message in str(raised.value)
+
+
+def forgetting_config(model: Path, other: Path, folder: Path, output: Path, limit: float | None) -> EvaluateConfig:
+    (folder / "english.txt").write_text("The cat sat.\n\nA dog ran to the river.\n\nShe bought three apples.")
+    (folder / "logic_val.csv").write_text("id,question,A,B,C,D,answer\n0,q,a,b,c,d,A\n1,r,a,b,c,d,C\n")
+    return EvaluateConfig(
+        model=(f"base={model}", f"later={other}"),
+        suite="forgetting",
+        data=(f"en={folder / 'english.txt'}", f"ceval={folder / 'logic_val.csv'}"),
+        output=output,
+        max_english_loss=limit,
+    )
+
+
+def test_forgetting_compares_item_by_item(pico_model: Path, pico_tied_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    config = forgetting_config(pico_model, pico_tied_model, tmp_path, tmp_path / "scores", None)
+    artifact = evaluate.run(config)
+    results = json.loads((artifact.path / "results.json").read_text("utf-8"))
+    compared = artifact.result()["forgetting"]["later"]
+    figures = [results[name]["en"]["bits_per_byte"] for name in ("base", "later")]
+    assert compared["en"]["difference"] == pytest.approx(figures[1] - figures[0], abs=2e-4)
+    assert compared["en"]["lost"] == pytest.approx(figures[1] / figures[0] - 1, abs=2e-4)
+    right = [[reply["right"] for reply in results[name]["ceval"]["replies"]] for name in ("base", "later")]
+    assert compared["ceval"]["difference"] == (sum(right[1]) - sum(right[0])) / 2
+
+
+def test_a_gate_refuses_lost_english_and_keeps_the_figures(
+    pico_model: Path, pico_tied_model: Path, tmp_path: Path
+) -> None:
+    """A recipe must stop here, also when it is run again; what was measured may have taken hours."""
+    pytest.importorskip("lm_eval")
+    bits = {}
+    for name, model in {"one": pico_model, "two": pico_tied_model}.items():
+        (tmp_path / "english.txt").write_text("The cat sat.")
+        data = (str(tmp_path / "english.txt"),)
+        bits[name] = evaluate.run(EvaluateConfig(model=(str(model),), suite="bits-per-byte", data=data))[
+            "bits_per_byte"
+        ]
+    worse, better = sorted(
+        (pico_model, pico_tied_model), key=lambda model: -bits["one" if model == pico_model else "two"]
+    )
+    config = forgetting_config(better, worse, tmp_path, tmp_path / "scores", 0.0)
+    for number in (1, 2):
+        with pytest.raises(EvaluationError, match="English was lost"):
+            evaluate.run(config)
+        assert not (tmp_path / "scores").exists()
+        assert (tmp_path / f"scores-refused-{number}" / "results.json").is_file()
+    assert evaluate.run(forgetting_config(worse, better, tmp_path, tmp_path / "scores", 0.0)).path.is_dir()

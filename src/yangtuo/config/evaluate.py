@@ -6,7 +6,16 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, DataPaths, InputPath, InputPaths, NonNegative, Positive, StageConfig
+from yangtuo.config.options import (
+    HOW,
+    DataPaths,
+    InputPath,
+    InputPaths,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    StageConfig,
+)
 
 
 @Parameter(name="*")
@@ -22,10 +31,13 @@ class EvaluateConfig(StageConfig):
     """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
     predictions: InputPath | None = None
     """Instead of a model, a file of finished answers in the order of --data, as [NAME=]PATH (ner, promptcblue)."""
-    suite: Literal["bits-per-byte", "questions", "ceval", "cmmlu", "mmlu", "belebele", "ner", "promptcblue"]
+    suite: Literal[
+        "bits-per-byte", "questions", "ceval", "cmmlu", "mmlu", "belebele", "ner", "promptcblue", "forgetting"
+    ]
     """bits-per-byte reads text; questions asks each question of a JSON file and looks for its answers in the reply;
     ceval, cmmlu, mmlu and belebele are exams of four choices, asked by lm_eval; ner finds entities as in
-    instruct/query/answer data; promptcblue is the benchmark's 16 medical tasks."""
+    instruct/query/answer data; promptcblue is the benchmark's 16 medical tasks; forgetting compares later models with
+    the first, item by item, on text and on exams (--data mmlu=DIR)."""
     data: DataPaths
     """What to measure on, as [NAME=]PATH: text, an exam's files as published, or rows with reference answers; a path or
     a hub id; repeatable."""
@@ -39,5 +51,7 @@ class EvaluateConfig(StageConfig):
     """How an exam asks: as lm_eval does, or C-Eval as Chinese-LLaMA-Alpaca did; figures of the two do not compare."""
     chat: bool | None = None
     """Ask an exam in the model's chat template, or plainly; when not given, in the template where there is one."""
+    max_english_loss: NonNegativeFloat | None = None
+    """With forgetting: fail where bits per byte of --data en=TEXT rise by more than this share, such as 0.05."""
     batch_size: Annotated[Positive, HOW] = 16
     """Sequences in one forward pass."""

@@ -8,6 +8,8 @@ tokens and scores are lm_eval's own.
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from yangtuo import console
+from yangtuo.inference.transformers_engine import ATTENTION_LAYERS
 
 Ids = tuple[int, ...]
 _GROUP_COST = 64  # tokens that a group of its own costs beside those computed: smaller batches
@@ -36,7 +39,11 @@ class ExamModel(HFLM):  # type: ignore[misc]
     """lm_eval's `hf` model; whatever it answers is what lm_eval's own would."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
+        # Layers that keep a state instead of keys and values cannot hand their beginning on to many inputs.
+        self._shares = set(getattr(model.config, "layer_types", None) or ()) <= ATTENTION_LAYERS
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> list[tuple[float, bool]]:  # noqa: ARG002
         result: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
@@ -64,14 +71,15 @@ class ExamModel(HFLM):  # type: ignore[misc]
 
     def _distributions(self, inputs: Sequence[_Input]) -> Iterator[tuple[_Input, Tensor]]:
         """For each input the log-probabilities of the tokens after positions `first` on, [positions, vocabulary]."""
-        for num_shared, group in share_beginnings(inputs):
+        for num_shared, group in share_beginnings(inputs) if self._shares else [(0, list(inputs))]:
             cache = self._read(group[0].ids[:num_shared]) if num_shared else None
             for batch in _batches(group, int(self.batch_size)):
                 yield from zip(batch, self._batch(batch, num_shared, cache), strict=True)
 
     def _read(self, ids: Ids) -> Any:
         tokens = torch.tensor([ids], device=self.device)
-        return self.model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+        kept = {"logits_to_keep": 1} if self._keeps_some else {}
+        return self.model(input_ids=tokens, use_cache=True, **kept).past_key_values
 
     def _batch(self, batch: Sequence[_Input], num_shared: int, cache: Any) -> Iterator[Tensor]:
         rows = [item.ids[num_shared:] for item in batch]
@@ -87,7 +95,10 @@ class ExamModel(HFLM):  # type: ignore[misc]
             repeated.batch_repeat_interleave(len(batch))
             arguments = {"past_key_values": repeated, "use_cache": True}
         places = torch.tensor(kept, device=self.device)
-        logits = self.model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=places, **arguments).logits
+        if self._keeps_some:
+            arguments["logits_to_keep"] = places
+        logits = self.model(input_ids=ids, attention_mask=mask.long(), **arguments).logits
+        logits = logits if self._keeps_some else logits[:, places]
         for row, item in zip(logits.float(), batch, strict=True):
             begin = kept.index(item.first - num_shared)
             own = row[begin : begin + len(item.ids) - item.first]

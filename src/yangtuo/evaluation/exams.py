@@ -7,7 +7,6 @@ Accuracy is given over questions (lm_eval's group) and over subjects (C-Eval's p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -65,7 +64,6 @@ class Exam:
         """lm_eval's tasks, one a subject, over our rows."""
         from lm_eval.tasks import TaskManager
 
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
         manager = TaskManager(include_path=str(_task_folder(self.suite)), include_defaults=False)
         form = _constrained(chat) if self.prompt == CONSTRAINED else {}
         children = [

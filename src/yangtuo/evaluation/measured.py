@@ -18,6 +18,8 @@ from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
 from yangtuo.vocab.encoding import Encoder
 
+_AT_A_TIME = 256  # prompts handed to the engine, which batches as it sees fit
+
 
 @dataclass(frozen=True)
 class FinishedAnswers:
@@ -51,7 +53,7 @@ class MeasuredModel:
     @cached_property
     def _conversation(self) -> Conversation:
         template = open_template(self.directory, self.adapter)
-        return Conversation(TransformersEngine(self.model), self.encoder, template)
+        return Conversation(TransformersEngine(self.model, self.batch_size), self.encoder, template)
 
     @cached_property
     def template(self) -> Template | None:
@@ -75,16 +77,11 @@ class MeasuredModel:
         return self.replies([sample.messages() for sample in samples], max_new_tokens)
 
     def replies(self, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
-        """The reply to each prompt, in order; prompts of like length share a batch."""
-        replies = [""] * len(prompts)
-        lengths = [sum(len(message.content) for message in prompt) for prompt in prompts]
-        by_length = sorted(range(len(prompts)), key=lengths.__getitem__)
-        sampling = Sampling(max_tokens=max_new_tokens)
+        """The reply to each prompt, in order."""
+        conversation, sampling = self._conversation, Sampling(max_tokens=max_new_tokens)
+        replies: list[str] = []
         with console.progress("asking", total=len(prompts), unit="questions") as bar:
-            for first in range(0, len(prompts), self.batch_size):
-                batch = by_length[first : first + self.batch_size]
-                answered = self._conversation.replies([prompts[index] for index in batch], sampling)
-                for index, reply in zip(batch, answered, strict=True):
-                    replies[index] = reply
-                bar.advance(len(batch))
+            for first in range(0, len(prompts), _AT_A_TIME):
+                replies += conversation.replies(prompts[first : first + _AT_A_TIME], sampling)
+                bar.advance(len(replies) - first)
         return replies

@@ -37,7 +37,7 @@ MAX_ROWS = 16
 """Requests that are computed at a time where nothing else is said."""
 _PREFILL_TOKENS = 4096
 """Most tokens, padding included, in one forward pass over prompts."""
-_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
@@ -117,7 +117,7 @@ class TransformersEngine:
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         layers = set(getattr(config, "layer_types", None) or ())
-        self._batches = layers <= _ATTENTION_LAYERS and not getattr(config, "is_encoder_decoder", False)
+        self._batches = layers <= ATTENTION_LAYERS and not getattr(config, "is_encoder_decoder", False)
         if not self._batches:
             console.note(f"{config.model_type} keeps more than keys and values: one request is computed at a time")
         forward = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward).parameters

@@ -6,8 +6,9 @@ reply. promptcblue also writes each subject's parsed answers in the form that th
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,15 @@ from yangtuo.config.options import Source, split_source
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
 from yangtuo.errors import ConfigError
-from yangtuo.evaluation import entities, exams, promptcblue
+from yangtuo.evaluation import entities, exams, forgetting, promptcblue
 from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
 from yangtuo.evaluation.measured import FinishedAnswers, MeasuredModel
 from yangtuo.evaluation.questions import judge, read_questions
+from yangtuo.evaluation.results import Figures, Results, headline, summarise, write
 from yangtuo.hub import locate
 
-Figures = dict[str, Any]
-Results = dict[str, dict[str, Figures]]
 Measure = Callable[[Any], Figures]
-_LONG = ("replies", "submission")  # what results.json or a file of its own holds and no summary shows
 _MAX_NEW_TOKENS = {"questions": 64, "ner": 256, "promptcblue": 512}
 
 
@@ -38,25 +37,41 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
     if config.output is not None:
         refuse_existing(config.output)
     _check(config)
-    measures = {
-        source.name: _open(config.suite, config, locate(source.path, is_data=True)) for source in _sources(config.data)
-    }
+    measures = {source.name: _open(config, source) for source in _sources(config.data)}
     models = {source.name: open_artifact(source.path, Kind.MODEL) for source in _sources(config.model)}
     results = {
         name: {data: measure(subject) for data, measure in measures.items()}
         for name, subject in _subjects(config, models)
     }
-    summary = {name: {data: _short(values) for data, values in row.items()} for name, row in results.items()}
+    comparisons = forgetting.compare_all(results) if config.suite == "forgetting" else {}
+    summary = summarise(results)
     details: dict[str, Any] = {"suite": config.suite, "results": summary}
-    if len(summary) == len(measures) == 1:
+    if comparisons:
+        details["forgetting"] = comparisons
+    elif len(summary) == len(measures) == 1:
         details |= next(iter(next(iter(summary.values())).values()))
-    _show(config.suite, summary)
+    _show(config.suite, summary, comparisons)
+    refusal = forgetting.refusal(comparisons, config.max_english_loss)
     if config.output is None:
+        if refusal:
+            raise refusal
         return details
     with draft(config, Kind.EVALUATION, parents=models) as made:
-        _write(made.path, results)
+        write(made.path, results, comparisons)
         made.describe(details=details)
+        if refusal:
+            kept = _keep(made.path, config.output)
+            console.note(f"the figures are kept in {kept}")
+            raise refusal
     return made.artifact
+
+
+def _keep(directory: Path, output: Path) -> Path:
+    """Copies what was measured to a free name beside the output, which a refused step must not have."""
+    names = (output.with_name(f"{output.name}-refused-{number}") for number in count(1))
+    kept = next(name for name in names if not name.exists())
+    shutil.copytree(directory, kept, ignore=shutil.ignore_patterns(".*"))
+    return kept
 
 
 def _sources(references: Sequence[str]) -> list[Source]:
@@ -72,6 +87,10 @@ def _subjects(config: EvaluateConfig, models: Mapping[str, Artifact]) -> Iterato
         yield name, MeasuredModel(artifact.path, batch_size=config.batch_size)
 
 
+def _names(references: Sequence[str]) -> list[str]:
+    return [source.name for source in _sources(references)]
+
+
 def _check(config: EvaluateConfig) -> None:
     if bool(config.model) == bool(config.predictions):
         raise ConfigError(
@@ -84,8 +103,18 @@ def _check(config: EvaluateConfig) -> None:
             "--predictions holds the answers to one test set of ner or promptcblue",
             found=f"--suite {config.suite} with {len(config.data)} --data",
         )
+    if config.suite == "forgetting" and len(config.model) < 2:
+        raise ConfigError(
+            "--suite forgetting compares models", expected="the base as the first --model, then the others"
+        )
+    if config.max_english_loss is not None and not ("en" in _names(config.data) and config.suite == "forgetting"):
+        raise ConfigError(
+            "--max-english-loss judges the English text of --suite forgetting",
+            found=f"--suite {config.suite} with --data {', '.join(_names(config.data))}",
+            expected="--suite forgetting --data en=TEXT",
+        )
     for option, references in (("model", config.model), ("data", config.data)):
-        names = [split_source(reference).name for reference in references]
+        names = _names(references)
         if len(set(names)) < len(names):
             raise ConfigError(
                 f"two of --{option} have the same name",
@@ -94,8 +123,11 @@ def _check(config: EvaluateConfig) -> None:
             )
 
 
-def _open(suite: str, config: EvaluateConfig, data: Path) -> Measure:
+def _open(config: EvaluateConfig, source: Source) -> Measure:
     """Reads one data set, and returns what measures a subject on it."""
+    suite, data = str(config.suite), locate(source.path, is_data=True)
+    if suite == "forgetting":  # an exam where the data are called by its name, else text
+        suite = source.name if source.name in exams.SUITES else "bits-per-byte"
     if suite == "bits-per-byte":
         texts = [document.text for document in read_documents(data)]
         return lambda subject: score_text(subject.model, subject.encoder, texts, subject.batch_size).to_dict()
@@ -118,35 +150,12 @@ def _open(suite: str, config: EvaluateConfig, data: Path) -> Measure:
     return measure
 
 
-def _short(figures: Figures) -> Figures:
-    return {key: value for key, value in figures.items() if key not in _LONG}
-
-
-def _write(directory: Path, results: Results) -> None:
-    for name, row in results.items():
-        for data, figures in row.items():
-            if "submission" in figures:
-                _write_json(directory / f"submission-{name}-{data}.json", figures.pop("submission"))
-    _write_json(directory / "results.json", results)
-
-
-def _write_json(file: Path, values: Any) -> None:
-    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _show(suite: str, summary: Results) -> None:
-    """A table with a row for each figure and a column for each subject."""
-    headlines = {name: {data: _headline(figures) for data, figures in row.items()} for name, row in summary.items()}
+def _show(suite: str, summary: Results, comparisons: Results) -> None:
+    """A table with a row for each figure and a column for each subject, and what was lost or won."""
+    headlines = {name: {data: headline(figures) for data, figures in row.items()} for name, row in summary.items()}
     rows = [(data, key) for data, figures in next(iter(headlines.values())).items() for key in figures]
-    cells = [
-        [f"{data}  {key}", *(f"{row[data][key]:.4g}" if key in row[data] else "" for row in headlines.values())]
-        for data, key in rows
-    ]
+    cells = [[f"{data}  {key}", *(row[data].get(key, "") for row in headlines.values())] for data, key in rows]
     console.stderr.print(console.table(suite, ["", *headlines], cells))
-
-
-def _headline(figures: Figures) -> dict[str, float]:
-    """The figures that are a measure and no count, and what counts of each part."""
-    whole = {key: value for key, value in figures.items() if isinstance(value, float)}
-    parts = {**figures.get("tasks", {}), **figures.get("by_type", {})}
-    return whole | {f"{name} {key}": row[key] for name, row in parts.items() for key in ("f1", "rougeL") if key in row}
+    for name, row in comparisons.items():
+        for data, values in row.items():
+            console.note(f"{name}, {data}: {forgetting.sentence(values)}")
