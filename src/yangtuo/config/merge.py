@@ -6,13 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, InputPaths, StageConfig
+from yangtuo.config.options import HOW, InputPath, InputPaths, NonNegativeFloat, StageConfig, Words
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(StageConfig):
-    """Folds adapters into their base, in order, and writes a whole model.
+    """Folds adapters, and task vectors of other models, into their base, in order, and writes a whole model.
 
     Example: `yangtuo merge --base models/llama-7b-zh --adapter adapters/pretrain --output models/llama-7b-zh-merged`
     """
@@ -20,8 +20,13 @@ class MergeConfig(StageConfig):
     verb: ClassVar[str] = "merge"
     base: InputPath
     """The model that the first adapter was trained on: a directory or a hub id."""
-    adapter: InputPaths
+    adapter: InputPaths = ()
     """Adapters in the order of their training: PEFT directories, .zip files or hub ids; repeatable."""
+    add: Words = ()
+    """A task vector, TUNED-BASE: what an instruct model learned beyond the base that --base grew from is added to it,
+    in all old rows too; repeatable. Where names hold hyphens, put blanks around the minus."""
+    scale: NonNegativeFloat = 1.0
+    """How much of the task vectors is added."""
     output: Path
     """The model directory to write."""
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"

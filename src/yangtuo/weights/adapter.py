@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yangtuo.errors import FileError, OutputError, UserError, WeightsError, raise_all
-from yangtuo.weights.checkpoint import all_finite, read_json
+from yangtuo.weights.checkpoint import Tensors, all_finite, read_json
 from yangtuo.weights.reader import TensorReader, open_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -59,7 +59,22 @@ class Add:
     scaling: float
 
 
-Update = Replace | ReplaceRows | LowRank | Add
+@dataclass(frozen=True)
+class Difference:
+    """`scale` times what a tuned model's tensor is beyond its base's is added: a task vector.
+
+    In embedding and head it is that of the first `num_rows` rows alone; `whole` rows (of the result, of the tuned
+    model) have no base, and are taken as they are.
+    """
+
+    tuned: str
+    base: str
+    scale: float
+    num_rows: int | None = None
+    whole: tuple[tuple[int, int], ...] = ()
+
+
+Update = Replace | ReplaceRows | LowRank | Add | Difference
 
 
 @dataclass(frozen=True)
@@ -68,7 +83,7 @@ class Adapter:
 
     name: str
     path: Path
-    tensors: TensorReader
+    tensors: Tensors
     updates: dict[str, list[Update]]
     ties_embeddings: bool
     """Whether what is trained of the embedding holds for a tied head too."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 
 from yangtuo.errors import UserError, WeightsError, raise_all
-from yangtuo.weights.adapter import Adapter, Add, LowRank, Replace, ReplaceRows, Update
+from yangtuo.weights.adapter import Adapter, Add, Difference, LowRank, Replace, ReplaceRows, Update
 from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
 
 _BLOCK = 1 << 20  # elements computed at a time: 4 MiB of float32, which stays in the processor's cache
@@ -173,6 +173,10 @@ class MergedTensors:
                 return f"{name} has {shape[0]:,} rows, and row {max(update.rows):,} is trained"
         elif isinstance(update, Add):
             found, expected = tensors.shape(update.key), shape
+        elif isinstance(update, Difference):
+            found, expected = tensors.shape(update.tuned), shape
+            if update.num_rows is not None and update.num_rows <= shape[0]:
+                found = (shape[0], *found[1:])  # whatever rows it has beyond those are no matter
         else:
             found = (tensors.shape(update.b)[0], tensors.shape(update.a)[1])
             expected = shape[::-1] if update.transposed else shape
@@ -209,6 +213,8 @@ def _fold(adapter: Adapter, update: Update) -> Callable[[torch.Tensor, slice], t
     if isinstance(update, Add):
         vector = get(update.key).float() * update.scaling
         return lambda value, rows: value.add_(vector[rows])
+    if isinstance(update, Difference):
+        return _difference(adapter, update)
     if isinstance(update, ReplaceRows):
         places, source = torch.tensor(update.rows, dtype=torch.long), get(update.key).float()
 
@@ -218,6 +224,21 @@ def _fold(adapter: Adapter, update: Update) -> Callable[[torch.Tensor, slice], t
 
         return replace
     return _low_rank(adapter, update)
+
+
+def _difference(adapter: Adapter, update: Difference) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    tuned, base = adapter.tensors.get(update.tuned), adapter.tensors.get(update.base)
+    end = len(tuned) if update.num_rows is None else update.num_rows
+
+    def add(value: torch.Tensor, rows: slice) -> torch.Tensor:
+        shared = slice(rows.start, max(rows.start, min(rows.stop, end)))
+        value[: shared.stop - shared.start].add_(tuned[shared].float() - base[shared].float(), alpha=update.scale)
+        for row, source in update.whole:
+            if rows.start <= row < rows.stop:
+                value[row - rows.start] = tuned[source].float()
+        return value
+
+    return add
 
 
 def _low_rank(adapter: Adapter, update: LowRank) -> Callable[[torch.Tensor, slice], torch.Tensor]:
