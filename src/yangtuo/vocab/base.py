@@ -6,14 +6,14 @@ The family decides the form of learned pieces on disk: a SentencePiece model, or
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from yangtuo.errors import FileError, VocabularyError
 from yangtuo.vocab.byte_level import Merge, learn_merges, merge_byte_level, require_byte_level
-from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings, write_byte_level, write_sentencepiece
-from yangtuo.vocab.encoding import is_sentencepiece, read_fast_json
+from yangtuo.vocab.directory import MODEL_FILE, TokenizerDirectory, read_directory
+from yangtuo.vocab.encoding import Family, fast_family
 from yangtuo.vocab.learn import learn_pieces, sentencepiece_pieces
 from yangtuo.vocab.merge import merge_faithful, merge_published, ordered_pieces
 from yangtuo.vocab.scripts import Scripts
@@ -64,26 +64,21 @@ class Base(Protocol):
 
 def open_base(path: Path) -> Base:
     """Opens a tokenizer directory, a tokenizer.model or a tokenizer.json; raises where it cannot be extended."""
-    model = path / MODEL_FILE if path.is_dir() else path
-    fast = path / FAST_FILE if path.is_dir() else path
-    settings = read_settings(path) if path.is_dir() else {}
-    if (path.is_file() and path.suffix != ".json") or is_sentencepiece(model):
-        proto = read_model(model)
-        require_extensible(proto, str(path))
-        return SentencePieceBase(proto, settings)
-    if fast.is_file():
-        content = read_fast_json(fast)
-        require_byte_level(content, str(path))
-        return ByteLevelBase(content, settings)
-    raise FileError(f"{path} holds no tokenizer", expected=f"{MODEL_FILE} or {FAST_FILE}")
+    tokenizer = read_directory(path)
+    if tokenizer.proto is not None or fast_family(tokenizer.content) is Family.SENTENCEPIECE:
+        if tokenizer.proto is not None:
+            require_extensible(tokenizer.proto, str(path))
+        return SentencePieceBase(tokenizer, tokenizer.whole_proto())
+    require_byte_level(tokenizer.content, str(path))
+    return ByteLevelBase(tokenizer)
 
 
 @dataclass(frozen=True)
 class SentencePieceBase:
-    """A SentencePiece BPE model and the settings beside it."""
+    """A SentencePiece BPE model, with all added tokens as its last pieces, and the files that it was read from."""
 
+    tokenizer: TokenizerDirectory
     proto: Any = field(repr=False)
-    settings: Mapping[str, Any] = field(repr=False)
 
     @property
     def size(self) -> int:
@@ -108,28 +103,28 @@ class SentencePieceBase:
             merged = merge_published(self.proto, model, add_tokens)
         else:
             merged = merge_faithful(self.proto, ordered_pieces(model), scripts, add_tokens)
-        settings = {**self.settings, **_pad(add_tokens)}
-        write_sentencepiece(directory, merged.model, settings=settings, controls=add_tokens)
+        ends = {"add_bos_token": self.tokenizer.adds_bos, "add_eos_token": self.tokenizer.adds_eos}
+        grown = replace(
+            self.tokenizer, model=merged.model, fast=None, settings={**self.tokenizer.settings, **ends, **_pad(add_tokens)}
+        )
+        grown.with_fast(add_tokens).write(directory)
         return Outcome(merged.added, merged.closed, merged.out_of_script, merged.unreachable)
 
 
 @dataclass(frozen=True)
 class ByteLevelBase:
-    """The content of a byte-level tokenizer.json and the settings beside it."""
+    """A byte-level tokenizer.json and the files beside it."""
 
-    content: Mapping[str, Any] = field(repr=False)
-    settings: Mapping[str, Any] = field(repr=False)
+    tokenizer: TokenizerDirectory
 
     @property
     def size(self) -> int:
-        """Number of ids, added tokens included."""
-        added = (token["id"] for token in self.content["added_tokens"])
-        largest: int = max([*self.content["model"]["vocab"].values(), *added])
-        return largest + 1
+        """Number of its ids, added tokens included."""
+        return len(self.tokenizer.pieces)
 
     def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
         """Learns merges and writes them as merges.txt."""
-        learned = learn_merges(self.content, texts, size, scripts)
+        learned = learn_merges(self.tokenizer.content, texts, size, scripts)
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learned.merges)]
         (directory / MERGES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         return LearnedPieces(len(learned.merges), learned.num_characters)
@@ -147,8 +142,9 @@ class ByteLevelBase:
         file = pieces / MERGES_FILE if pieces.is_dir() else pieces
         if not file.is_file() or file.suffix != ".txt":
             raise _other_family(pieces, MERGES_FILE, "byte-level")
-        merged = merge_byte_level(self.content, _read_merges(file), scripts, add_tokens)
-        write_byte_level(directory, merged.content, {**self.settings, **_pad(add_tokens)})
+        merged = merge_byte_level(self.tokenizer.content, _read_merges(file), scripts, add_tokens)
+        grown = replace(self.tokenizer, settings={**self.tokenizer.settings, **_pad(add_tokens)})
+        grown.with_content(merged.content).write(directory)
         return Outcome(merged.added, [], merged.out_of_script, merged.unreachable)
 
 

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer
+
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.engines import FastEngine
 from yangtuo.vocab.learn import continue_merges, covering_characters, learn_within, script_lines
 from yangtuo.vocab.scripts import Scripts
-from yangtuo.vocab.sentencepiece_model import added_token
 
 Merge = tuple[str, str]
 _MAX_MISSING_BYTES = 56  # SmolLM2 lacks 21 bytes, which only rare or invalid UTF-8 holds
@@ -173,10 +174,11 @@ def merge_byte_level(
     if unreachable:
         content = _extended(base, [pair for pair in kept if pair[0] + pair[1] not in unreachable])
     size = len(_pieces(content))
-    content["added_tokens"] = content["added_tokens"] + [
-        added_token(size + rank, token, special=True) for rank, token in enumerate(add_tokens)
-    ]
+    # The library numbers added tokens anew unless the model knows them.
     content["model"]["vocab"] |= {token: size + rank for rank, token in enumerate(add_tokens)}
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in add_tokens])
+    content = json.loads(tokenizer.to_str())
     added = [_text(piece) for piece in dict.fromkeys(left + right for left, right in kept) if piece not in unreachable]
     return MergedByteLevel(content, added, dropped, [_text(piece) for piece in unreachable])
 

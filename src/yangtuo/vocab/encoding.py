@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from yangtuo.errors import FileError
-from yangtuo.vocab import ice_text
 from yangtuo.vocab.byte_level import piece_bytes
-from yangtuo.vocab.directory import FAST_FILE, MODEL_FILE, read_settings
+from yangtuo.vocab.directory import TokenizerDirectory, read_directory
 from yangtuo.vocab.engines import Engine, FastEngine, SentencePieceEngine
 from yangtuo.vocab.identity import fast_fingerprint, sentencepiece_fingerprint
-from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, NORMAL, USER_DEFINED, parse_model
+from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, NORMAL, USER_DEFINED
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -93,149 +91,50 @@ class Encoder:
 
 def load_encoder(path: str | Path) -> Encoder:
     """Reads the tokenizer directory, tokenizer.model or tokenizer.json at `path`; raises `FileError` where none is."""
-    path = Path(path)
-    if (ice := ice_text.find(path)) is not None:
-        return _from_ice_text(ice)
-    if path.is_dir():
-        return _from_directory(path)
-    if not path.is_file():
-        raise FileError(f"{path} does not exist", expected="a tokenizer directory, tokenizer.model or tokenizer.json")
-    if path.suffix == ".json":
-        return _from_fast(read_fast_json(path), {})
-    return _from_sentencepiece(path, {}, {})
+    return make_encoder(read_directory(path))
 
 
-def _from_directory(path: Path) -> Encoder:
-    settings = {**_read_json(path / "special_tokens_map.json"), **read_settings(path)}
-    fast = path / FAST_FILE
-    if is_sentencepiece(path / MODEL_FILE):
-        return _from_sentencepiece(path / MODEL_FILE, settings, _added_beside(path))
-    if fast.is_file():
-        return _from_fast(read_fast_json(fast), settings)
-    if (path / MODEL_FILE).is_file():
-        return _from_sentencepiece(path / MODEL_FILE, settings, {})
-    raise FileError(
-        f"{path} holds no tokenizer",
-        found=", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "an empty directory",
-        expected=f"{MODEL_FILE} or {FAST_FILE}",
-    )
-
-
-def is_sentencepiece(file: Path) -> bool:
-    """Whether `file` holds a SentencePiece model, and not, say, tiktoken's base64 lines under the same name."""
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        return stream.read(1) == b"\n"  # field 1, length-delimited: the first piece
-
-
-def _added_beside(path: Path) -> dict[str, int]:
-    """Tokens that the other files of a SentencePiece directory name, by text."""
-    tokens = _read_json(path / FAST_FILE).get("added_tokens", [])
-    return {**_read_json(path / "added_tokens.json"), **{token["content"]: token["id"] for token in tokens}}
-
-
-def _from_sentencepiece(path: Path, settings: Mapping[str, Any], named: Mapping[str, int]) -> Encoder:
-    proto = parse_model(path.read_bytes(), str(path))
-    size = len(proto.pieces)
-    beyond = dict(sorted((index, text) for text, index in named.items() if index >= size))
-    if list(beyond) != list(range(size, size + len(beyond))):
-        raise FileError(
-            f"the added tokens beside {path} leave gaps",
-            found=f"ids {list(beyond)[:8]} after {size} pieces",
-            expected=f"ids from {size} on without a gap",
-        )
-    pieces = [piece.piece for piece in proto.pieces] + list(beyond.values())
-    types = (CONTROL, USER_DEFINED)
-    controls = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type in types}
-    controls |= {text: index for text, index in named.items() if index >= size or proto.pieces[index].type == NORMAL}
-    ids = {text: index for index, text in enumerate(pieces)}
-    spec = proto.trainer_spec
+def make_encoder(tokenizer: TokenizerDirectory) -> Encoder:
+    """The encoder of a tokenizer's files: SentencePiece's engine where there is a model for it."""
+    proto, content = tokenizer.proto, tokenizer.content
+    size = len(tokenizer.vocabulary)
+    beyond = {index: token.text for index, token in tokenizer.added.items() if index >= size}
+    engine: Engine
+    if proto is not None:
+        family, engine = Family.SENTENCEPIECE, SentencePieceEngine(proto, beyond)
+        fingerprint = sentencepiece_fingerprint(proto, beyond)
+        marked = (CONTROL, USER_DEFINED)
+        controls = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.type in marked}
+    else:
+        assert content is not None
+        family, engine, fingerprint = fast_family(content), FastEngine(content), fast_fingerprint(content)
+        controls = {}
     return Encoder(
-        engine=SentencePieceEngine(proto, beyond),
-        family=Family.SENTENCEPIECE,
-        fingerprint=sentencepiece_fingerprint(proto, beyond),
-        pieces=pieces,
-        bos_id=_special_id(settings, "bos_token", ids, spec.bos_id),
-        eos_id=_special_id(settings, "eos_token", ids, spec.eos_id),
-        controls=controls,
+        engine=engine,
+        family=family,
+        fingerprint=fingerprint,
+        pieces=tokenizer.pieces,
+        bos_id=tokenizer.special_id("bos_token"),
+        eos_id=tokenizer.special_id("eos_token"),
+        controls=controls | _added_controls(tokenizer),
     )
 
 
-def _from_ice_text(file: Path) -> Encoder:
-    """ChatGLM's tokenizer. Its user-defined pieces are whitespace and no control tokens."""
-    proto = parse_model(file.read_bytes(), str(file))
-    num_images = ice_text.num_image_tokens(file.parent)
-    pieces = [f"<image_{index}>" for index in range(num_images)] + [piece.piece for piece in proto.pieces]
-    controls = {piece.piece: num_images + at for at, piece in enumerate(proto.pieces) if piece.type == CONTROL}
-    return Encoder(
-        engine=ice_text.IceTextEngine(proto, num_images),
-        family=Family.SENTENCEPIECE,
-        fingerprint=sentencepiece_fingerprint(proto, {-1: f"ice_text, {num_images} images"}),
-        pieces=pieces,
-        bos_id=controls[ice_text.BEGIN],
-        eos_id=controls[ice_text.END],
-        controls=controls,
-    )
+def _added_controls(tokenizer: TokenizerDirectory) -> dict[str, int]:
+    """Added tokens by text, without those that SentencePiece's model has as bytes or as its unknown piece."""
+    proto = tokenizer.proto
+    return {
+        token.text: index
+        for index, token in tokenizer.added.items()
+        if proto is None or index >= len(proto.pieces) or proto.pieces[index].type == NORMAL
+    }
 
 
-def _from_fast(content: Mapping[str, Any], settings: Mapping[str, Any]) -> Encoder:
-    vocabulary = content["model"]["vocab"]
-    ids = dict(vocabulary) if isinstance(vocabulary, dict) else {text: i for i, (text, _) in enumerate(vocabulary)}
-    added = {token["content"]: token["id"] for token in content["added_tokens"]}
-    ids |= added
-    # Ids that no file names (Llama 3 has none, some models have) still are ids.
-    pieces = [f"<unnamed {index}>" for index in range(max(ids.values(), default=-1) + 1)]
-    for text, index in ids.items():
-        pieces[index] = text
-    return Encoder(
-        engine=FastEngine(content),
-        family=_fast_family(content),
-        fingerprint=fast_fingerprint(content),
-        pieces=pieces,
-        bos_id=_special_id(settings, "bos_token", ids, ids.get("<s>", -1)),
-        eos_id=_special_id(settings, "eos_token", ids, ids.get("</s>", -1)),
-        controls=added,
-    )
-
-
-def read_fast_json(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer.json; raises `FileError` where the file is none, or the library cannot read it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        assert_keys = content["model"]["vocab"], content["model"]["type"]
-        content.setdefault("added_tokens", [])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileError(
-            f"{path} is not a tokenizer.json",
-            found=f"{type(error).__name__}: {error}",
-            expected="a file that Hugging Face tokenizers wrote, with model and vocab",
-        ) from error
-    assert len(assert_keys) == 2
-    return dict(content)
-
-
-def _fast_family(content: Mapping[str, Any]) -> Family:
+def fast_family(content: Mapping[str, Any] | None) -> Family:
+    """The family of a tokenizer.json."""
+    assert content is not None
     if content["model"]["type"] != "BPE":
         return Family.OTHER
     if '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("decoder")]):
         return Family.BYTE_LEVEL
     return Family.SENTENCEPIECE if content["model"].get("byte_fallback") else Family.OTHER
-
-
-def _special_id(settings: Mapping[str, Any], name: str, ids: Mapping[str, int], default: int) -> int | None:
-    token = settings.get(name)
-    text = token.get("content") if isinstance(token, dict) else token
-    index = ids.get(text, default) if isinstance(text, str) else default
-    return index if index >= 0 else None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise FileError(
-            f"{file} is not JSON", found=str(error), expected="a file as its tokenizer's maker wrote it"
-        ) from error

@@ -18,9 +18,21 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from yangtuo.vocab.sentencepiece_model import CONTROL, UNKNOWN, load_processor
+from sentencepiece import sentencepiece_model_pb2
+from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, UNKNOWN, USER_DEFINED, load_processor
 
 _LOOKS_LIKE_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+_MARKUP = re.compile(
+    r"</?(a|b|blockquote|br|caption|code|em|h[1-6]|hr|i|li|ol|p|pre|s|strong|sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul)>"
+)
+
+
+def stands_for_text(token: str) -> bool:
+    """Whether a user-defined piece is found in text: runs of spaces and line breaks, and HTML's tags, as in Gemma's.
+
+    All others (`<end_of_turn>`, `<tool_call>`) are what templates write, and a user's text never becomes one.
+    """
+    return not token.replace(BLANK, "").strip() or _MARKUP.fullmatch(token) is not None
 
 
 class Engine(Protocol):
@@ -51,7 +63,7 @@ class SentencePieceEngine:
     """SentencePiece's processor, with tokens beyond the model's pieces as `added` (id -> text)."""
 
     def __init__(self, proto: Any, added: Mapping[int, str]) -> None:
-        self._proto = proto
+        self._proto = proto = _without_controls_in_text(proto)
         self._processor = load_processor(proto)
         self._num_pieces = len(proto.pieces)
         self._added = dict(added)
@@ -85,6 +97,21 @@ class SentencePieceEngine:
     def split(self, piece: str) -> list[int]:
         """The ids of `piece`; its U+2581 counts as a blank, and none is put before it."""
         return list(self._unprefixed.encode(piece))
+
+
+def _without_controls_in_text(proto: Any) -> Any:
+    """The model with user-defined pieces that are no text as control pieces, which SentencePiece never finds."""
+    controls = [
+        index for index, piece in enumerate(proto.pieces)
+        if piece.type == USER_DEFINED and not stands_for_text(piece.piece)
+    ]
+    if not controls:
+        return proto
+    model = sentencepiece_model_pb2.ModelProto()
+    model.CopyFrom(proto)
+    for index in controls:
+        model.pieces[index].type = CONTROL
+    return model
 
 
 class FastEngine:

@@ -1,11 +1,10 @@
-"""SentencePiece model files: reading them with checks, and the `tokenizer.json` that gives the same ids.
+"""SentencePiece model files: reading them with checks, and the merges that their scores stand for.
 
 The format is sentencepiece_model.proto of google/sentencepiece. This module knows no directory layout.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sentencepiece import sentencepiece_model_pb2
 
 from yangtuo.errors import FileError, VocabularyError
+from yangtuo.files import LARGE, read_bytes
 
 BLANK = "\u2581"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -40,7 +40,7 @@ def parse_model(data: bytes, name: str) -> Any:
 
 def read_model(path: Path) -> Any:
     """The `ModelProto` of the file `path`; raises as `parse_model`."""
-    return parse_model(path.read_bytes(), str(path))
+    return parse_model(read_bytes(path, LARGE), str(path))
 
 
 def _not_a_model(name: str, data: bytes, reason: str) -> FileError:
@@ -89,57 +89,16 @@ def is_bpe(proto: Any) -> bool:
     return bool(proto.trainer_spec.model_type == _BPE)
 
 
-def fast_tokenizer_json(proto: Any, controls: Sequence[str] = ()) -> str:
-    """The text of a `tokenizer.json` that gives the ids of the BPE model `proto` on every text.
-
-    `controls` are normal pieces to list as special tokens beside those that `proto` marks.
-
-    Three things are unlike the common conversion: the dummy blank is put before a text that starts with a blank too,
-    runs of blanks are merged from the left as SentencePiece does, and only normal pieces take part in merges.
-    """
-    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    special = [
-        (index, piece)
-        for index, piece in enumerate(proto.pieces)
-        if piece.type in (UNKNOWN, CONTROL, USER_DEFINED) or piece.piece in controls
-    ]
-    bos = proto.trainer_spec.bos_id
-    content: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [added_token(index, piece.piece, piece.type != USER_DEFINED) for index, piece in special],
-        "normalizer": _normalizer(proto.normalizer_spec),
-        "pre_tokenizer": None,
-        "post_processor": _post_processor(proto.pieces[bos].piece, bos) if bos >= 0 else None,
-        "decoder": _decoder(proto.normalizer_spec.add_dummy_prefix),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": next((piece.piece for piece in proto.pieces if piece.type == UNKNOWN), None),
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [list(pair) for pair in ranked_merges(proto)],
-        },
-    }
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-
-
-def added_token(index: int, content: str, special: bool) -> dict[str, Any]:
-    """An entry of `added_tokens` in a tokenizer.json."""
-    return {
-        "id": index,
-        "content": content,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
+def extended_proto(proto: Any, pieces: Sequence[tuple[str, int]]) -> Any:
+    """`proto` with further pieces, each a text and its type, behind its own."""
+    if not pieces:
+        return proto
+    model = sentencepiece_model_pb2.ModelProto()
+    model.CopyFrom(proto)
+    for text, kind in pieces:
+        model.pieces.add(piece=text, score=0.0, type=kind)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    return model
 
 
 def ranked_merges(proto: Any) -> list[tuple[str, str]]:
@@ -161,46 +120,3 @@ def ranked_merges(proto: Any) -> list[tuple[str, str]]:
 def _splits(text: str, known: set[str]) -> list[tuple[str, str]]:
     cuts = range(len(text) - 1, 0, -1)
     return [(text[:cut], text[cut:]) for cut in cuts if text[:cut] in known and text[cut:] in known]
-
-
-def _normalizer(spec: Any) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = []
-    if spec.precompiled_charsmap:
-        import base64
-
-        charsmap = base64.b64encode(spec.precompiled_charsmap).decode()
-        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
-    if spec.remove_extra_whitespaces:
-        steps.append({"type": "Replace", "pattern": {"Regex": r"\A +|[ \u2581]+\z"}, "content": ""})
-        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
-    if spec.add_dummy_prefix:
-        steps.append({"type": "Prepend", "prepend": BLANK})
-    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": BLANK})
-    return {"type": "Sequence", "normalizers": steps}
-
-
-def _decoder(strip: bool) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": BLANK}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if strip:
-        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {"type": "Sequence", "decoders": steps}
-
-
-def _post_processor(bos: str, bos_id: int) -> dict[str, Any]:
-    def template(sequence: str) -> list[dict[str, Any]]:
-        type_id = 0 if sequence == "A" else 1
-        return [
-            {"SpecialToken": {"id": bos, "type_id": type_id}},
-            {"Sequence": {"id": sequence, "type_id": type_id}},
-        ]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": template("A"),
-        "pair": template("A") + template("B"),
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }

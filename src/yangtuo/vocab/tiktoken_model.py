@@ -10,7 +10,11 @@ import binascii
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Regex, decoders, pre_tokenizers
+
 from yangtuo.errors import FileError
+from yangtuo.files import LARGE, read_bytes
+from yangtuo.vocab.fast_tokenizer import fast_text
 
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -22,67 +26,38 @@ BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 _NUM_SPECIAL = 256
 
 
-def llama_3_tokenizer(path: Path, *, is_3_1: bool) -> dict[str, Any]:
-    """The content of a tokenizer.json with the ids of the tiktoken file `path`; raises `FileError` where it is none.
+def llama_3_tokenizer(path: Path, *, is_3_1: bool) -> str:
+    """The text of a tokenizer.json with the ids of the tiktoken file `path`; raises `FileError` where it is none.
 
     Llama 3.1 and later name three of the reserved special tokens; text is cut alike in all.
     """
     ranks = _read_ranks(path)
     letters = _byte_letters()
     texts = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    special = _special_tokens(is_3_1)
-    added = [
-        {
-            "id": len(ranks) + index,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-        for index, text in enumerate(special)
-    ]
-    first = {"SpecialToken": {"id": BEGIN, "type_id": 0}}
-    pair = [{"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB")]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [first, pair[0]],
-            "pair": [first, pair[0], {"SpecialToken": {"id": BEGIN, "type_id": 1}}, pair[1]],
-            "special_tokens": {BEGIN: {"id": BEGIN, "ids": [len(ranks)], "tokens": [BEGIN]}},
-        },
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": True,
-            "vocab": {texts[token]: rank for token, rank in ranks.items()},
-            "merges": [[texts[left], texts[right]] for left, right in _merges(ranks)],
-        },
-    }
+    return fast_text(
+        {texts[token]: rank for token, rank in ranks.items()},
+        [(texts[left], texts[right]) for left, right in _merges(ranks)],
+        [(token, True) for token in _special_tokens(is_3_1)],
+        pre_tokenizer=llama_3_words(),
+        decoder=decoders.ByteLevel(),
+        first=BEGIN,
+        ignore_merges=True,
+    )
+
+
+def llama_3_words() -> Any:
+    """The pre-tokenizer of Llama 3: words by its pattern, as bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     try:
-        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        lines = [line.split() for line in read_bytes(path, LARGE).splitlines() if line]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except (ValueError, binascii.Error) as error:
         raise FileError(
