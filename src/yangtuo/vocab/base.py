@@ -5,7 +5,7 @@ The family decides the form of learned pieces on disk: a SentencePiece model, or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -105,7 +105,10 @@ class SentencePieceBase:
             merged = merge_faithful(self.proto, ordered_pieces(model), scripts, add_tokens)
         ends = {"add_bos_token": self.tokenizer.adds_bos, "add_eos_token": self.tokenizer.adds_eos}
         grown = replace(
-            self.tokenizer, model=merged.model, fast=None, settings={**self.tokenizer.settings, **ends, **_pad(add_tokens)}
+            self.tokenizer,
+            model=merged.model,
+            fast=None,
+            settings={**self.tokenizer.settings, **ends, **_pad(add_tokens)},
         )
         grown.with_fast(add_tokens).write(directory)
         return Outcome(merged.added, merged.closed, merged.out_of_script, merged.unreachable)

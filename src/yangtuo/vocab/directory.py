@@ -102,7 +102,9 @@ class TokenizerDirectory:
         sources: list[tuple[str, int, AddedToken]] = []
         for text, index in self._companion(_ADDED_FILE, dict[str, int]).items():
             sources.append((_ADDED_FILE, int(index), AddedToken(text, True)))
-        decoder = check(self.settings.get("added_tokens_decoder") or {}, f"{self.name}/{CONFIG_FILE}", dict[str, _Entry])
+        decoder = check(
+            self.settings.get("added_tokens_decoder") or {}, f"{self.name}/{CONFIG_FILE}", dict[str, _Entry]
+        )
         for key, entry in decoder.items():
             if not key.isdecimal():
                 raise FileError(f"{self.name}/{CONFIG_FILE} does not hold what it should", found=f"the id {key!r}")

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from sentencepiece import sentencepiece_model_pb2
 from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, UNKNOWN, USER_DEFINED, load_processor
 
 _LOOKS_LIKE_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
@@ -102,7 +102,8 @@ class SentencePieceEngine:
 def _without_controls_in_text(proto: Any) -> Any:
     """The model with user-defined pieces that are no text as control pieces, which SentencePiece never finds."""
     controls = [
-        index for index, piece in enumerate(proto.pieces)
+        index
+        for index, piece in enumerate(proto.pieces)
         if piece.type == USER_DEFINED and not stands_for_text(piece.piece)
     ]
     if not controls:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,13 +19,12 @@ from typing import Any, Protocol
 import torch
 
 from yangtuo import console, files
-from yangtuo.errors import OutputError, WeightsError
+from yangtuo.errors import FileError, OutputError, WeightsError
+from yangtuo.vocab.directory import TokenizerDirectory
+from yangtuo.weights.shape import ModelShape, resolve_shape
 from yangtuo.weights.writer import SHARD_SIZE, ShardedWriter, TensorSpec, plan_size
 
 CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 
 
 class Tensors(Protocol):
@@ -47,12 +47,25 @@ class Checkpoint:
     tensors: Tensors
     config: dict[str, Any]
     """Content of config.json."""
-    tokenizer: Path | None = None
-    """Directory or file that the tokenizer is read from, where it is in files of its own."""
-    write_tokenizer: Callable[[Path], object] | None = None
-    """Writes tokenizer files into a directory; None where the source has no tokenizer."""
+    read_tokenizer: Callable[[], TokenizerDirectory] | None = None
+    """Reads the tokenizer; None where the source has none."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Content of generation_config.json."""
+
+    @cached_property
+    def shape(self) -> ModelShape:
+        """What config.json stands for; raises `WeightsError` as `resolve_shape` does."""
+        return resolve_shape(self.config)
+
+    @cached_property
+    def tokenizer(self) -> TokenizerDirectory:
+        """The tokenizer; raises `FileError` where the source has none."""
+        if self.read_tokenizer is None:
+            raise FileError(
+                f"these weights ({self.layout} layout) come without a tokenizer",
+                expected="tokenizer.model or tokenizer.json beside them: a model directory is always whole",
+            )
+        return self.read_tokenizer()
 
 
 def write_weights(

@@ -7,7 +7,6 @@ Quantisation and file layout are the `gguf` library's. Specification: docs/gguf.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from yangtuo import console
 from yangtuo.errors import ConfigError, WeightsError
 from yangtuo.weights.checkpoint import Checkpoint, Tensors
-from yangtuo.weights.gguf_vocabulary import read_tokenizer, write_tokenizer
+from yangtuo.weights.gguf_vocabulary import tokenizer_metadata, tokenizer_of_metadata
 from yangtuo.weights.meta import (
     EMBEDDING,
     HEAD,
@@ -29,6 +28,7 @@ from yangtuo.weights.meta import (
     to_halves,
     to_pairs,
 )
+from yangtuo.weights.shape import ModelShape
 
 ROPE_FACTORS = "rope_freqs.weight"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -115,6 +115,8 @@ class GgufTensors:
         if ROPE_FACTORS in self._raw:  # only Llama 3.1 and later have it; the other three numbers never varied
             factor = float(self._raw[ROPE_FACTORS].data.max())
             config["rope_scaling"] = llama_3_scaling(factor)
+        elif scaling := self._scaling():
+            config["rope_scaling"] = scaling
         for name in ("bos", "eos"):
             if f"tokenizer.ggml.{name}_token_id" in self.metadata:
                 config[f"{name}_token_id"] = int(self.metadata[f"tokenizer.ggml.{name}_token_id"])
@@ -125,6 +127,24 @@ class GgufTensors:
         if value is None:
             raise WeightsError(f"the GGUF file lacks llama.{key}", expected="a file as llama.cpp's converter writes it")
         return value
+
+    def _scaling(self) -> dict[str, Any] | None:
+        """Scaling of positions as the metadata name it; raises `WeightsError` where transformers' would differ."""
+        kind = self.metadata.get("llama.rope.scaling.type", "none")
+        factor = float(
+            self.metadata.get("llama.rope.scaling.factor", self.metadata.get("llama.rope.scale_linear", 1.0))
+        )
+        rotated = int(self.metadata.get("llama.rope.dimension_count", 0))
+        head_dim = int(self._value("embedding_length")) // int(self._value("attention.head_count"))
+        head_dim = int(self._value("attention.key_length", head_dim))
+        if kind not in ("none", "linear") or rotated not in (0, head_dim):
+            raise WeightsError(
+                "the GGUF file's rotary positions are of a kind that is not converted",
+                found=f"rope scaling {kind}, {rotated or head_dim} of {head_dim} dimensions rotated",
+                expected="rope scaling none, linear or Llama 3.1's, all dimensions rotated; or the model as "
+                "transformers has it",
+            )
+        return {"rope_type": "linear", "factor": factor} if factor != 1.0 else None
 
     def _heads(self, entry: Entry) -> int | None:
         heads = int(self._value("attention.head_count"))
@@ -156,13 +176,7 @@ def open_gguf(path: Path) -> Checkpoint:
     tensors = GgufTensors(path)
     config = tensors.config()
     generation: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
-    return Checkpoint(
-        "GGUF",
-        tensors,
-        config,
-        write_tokenizer=lambda directory: write_tokenizer(directory, tensors.metadata),
-        generation=generation,
-    )
+    return Checkpoint("GGUF", tensors, config, lambda: tokenizer_of_metadata(tensors.metadata), generation=generation)
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
@@ -172,19 +186,20 @@ def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
     bits embedding and head stay q8_0. Raises `WeightsError` for models that are no Llama.
     """
     library = _library()
-    assert quantization in QUANTIZATIONS and checkpoint.tokenizer is not None
-    tensors, config = checkpoint.tensors, checkpoint.config
-    entries = {entry.hugging_face: entry for entry in table(int(config["num_hidden_layers"]))}
+    assert quantization in QUANTIZATIONS
+    tensors, shape = checkpoint.tensors, checkpoint.shape
+    entries = {entry.hugging_face: entry for entry in table(shape.num_layers)}
     unknown = [name for name in tensors.names() if name not in entries]
-    if config.get("model_type") not in ("llama", "mistral") or unknown:
+    if "gguf" not in shape.family.layouts or unknown or shape.partial_rotary != 1.0:
         raise WeightsError(
             "only Llamas can be written as GGUF here",
-            found=f"{config.get('model_type')}; tensors {', '.join(unknown[:4]) or 'as expected'}",
+            found=f"{shape.model_type}; tensors {', '.join(unknown[:4]) or 'as expected'}",
             expected="model_type llama or mistral, without biases",
+            run="llama.cpp's own convert_hf_to_gguf.py, which knows other architectures",
         )
     writer = library.GGUFWriter(path, "llama")
     _add_metadata(writer, checkpoint, quantization)
-    factors = rope_factors(config)
+    factors = rope_factors(shape)
     types = {name: _tensor_type(library, name, tensors.shape(name), quantization) for name in tensors.names()}
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
@@ -200,25 +215,25 @@ def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
         writer.write_tensor_data(factors)
     with console.progress("writing GGUF", len(types)) as bar:
         for name, kind in types.items():
-            tensor = _in_pairs(tensors, name, entries[name], config)
+            tensor = _in_pairs(tensors, name, entries[name], shape)
             writer.write_tensor_data(library.quants.quantize(tensor.float().numpy(), kind))
             bar.advance()
     writer.close()
 
 
-def rope_factors(config: Mapping[str, Any]) -> numpy.ndarray[Any, Any] | None:
+def rope_factors(shape: ModelShape) -> numpy.ndarray[Any, Any] | None:
     """Llama 3.1's factors of the rotary frequencies, float32 (head_dim / 2,), or None for models without."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
+    scaling = shape.rope_scaling
+    if scaling is None or scaling["rope_type"] == "linear":
         return None
-    if kind != "llama3":
-        raise WeightsError(f"rope scaling of type {kind} cannot be written as GGUF", expected="none, or llama3")
-    size = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-    theta = float(scaling.get("rope_theta") or config.get("rope_theta", 10000.0))
+    if scaling["rope_type"] != "llama3":
+        raise WeightsError(
+            f"rope scaling of type {scaling['rope_type']} cannot be written as GGUF", expected="none, linear or llama3"
+        )
+    size = shape.head_dim
     length, factor = float(scaling["original_max_position_embeddings"]), float(scaling["factor"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    waves = 2 * numpy.pi * theta ** (numpy.arange(0, size, 2, dtype=numpy.float64) / size)
+    waves = 2 * numpy.pi * shape.rope_theta ** (numpy.arange(0, size, 2, dtype=numpy.float64) / size)
     smooth = (length / waves - low) / (high - low)
     between = 1 / ((1 - smooth) / factor + smooth)
     factors = numpy.where(waves < length / high, 1.0, numpy.where(waves > length / low, factor, between))
@@ -226,27 +241,26 @@ def rope_factors(config: Mapping[str, Any]) -> numpy.ndarray[Any, Any] | None:
 
 
 def _add_metadata(writer: Any, checkpoint: Checkpoint, quantization: str) -> None:
-    config = checkpoint.config
-    assert checkpoint.tokenizer is not None
+    shape = checkpoint.shape
     rows = checkpoint.tensors.shape(EMBEDDING.hugging_face)[0]
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    rope = config.get("rope_parameters") or {}
     writer.add_file_type(QUANTIZATIONS[quantization])
     writer.add_quantization_version(2)
     writer.add_vocab_size(rows)
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta", 10000.0)))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    for key, value in read_tokenizer(checkpoint.tokenizer, rows).items():
+    writer.add_context_length(shape.context_length)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
+    if shape.rope_scaling is not None and shape.rope_scaling["rope_type"] == "linear":
+        writer.add_rope_scaling_type(_library().RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(shape.rope_scaling["factor"]))
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
+    for key, value in tokenizer_metadata(checkpoint.tokenizer, rows).items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, str):
@@ -266,12 +280,12 @@ def _tensor_type(library: Any, name: str, shape: tuple[int, ...], quantization: 
     return kind if shape[-1] % library.GGML_QUANT_SIZES[kind][0] == 0 else types.F16
 
 
-def _in_pairs(tensors: Tensors, name: str, entry: Entry, config: Mapping[str, Any]) -> torch.Tensor:
+def _in_pairs(tensors: Tensors, name: str, entry: Entry, shape: ModelShape) -> torch.Tensor:
     tensor = tensors.get(name)
     if entry.heads is Heads.QUERY:
-        return to_pairs(tensor, int(config["num_attention_heads"]))
+        return to_pairs(tensor, shape.num_heads)
     if entry.heads is Heads.KEY:
-        return to_pairs(tensor, int(config.get("num_key_value_heads") or config["num_attention_heads"]))
+        return to_pairs(tensor, shape.num_key_value_heads)
     return tensor
 
 

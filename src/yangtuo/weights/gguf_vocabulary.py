@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, pre_tokenizers
 
 from yangtuo.errors import WeightsError
-from yangtuo.vocab.directory import TokenizerDirectory, read_directory
+from yangtuo.vocab.directory import TokenizerDirectory
 from yangtuo.vocab.encoding import Family, fast_family
 from yangtuo.vocab.fast_tokenizer import fast_text
 from yangtuo.vocab.sentencepiece_model import CONTROL, NORMAL, UNUSED, USER_DEFINED
@@ -63,9 +62,8 @@ def tokenizer_of_metadata(metadata: Mapping[str, Any]) -> TokenizerDirectory:
     return bare.with_content(content)
 
 
-def tokenizer_metadata(path: Path, rows: int) -> dict[str, Any]:
-    """GGUF's metadata for the tokenizer at `path` and an embedding of `rows` rows."""
-    tokenizer = read_directory(path)
+def tokenizer_metadata(tokenizer: TokenizerDirectory, rows: int) -> dict[str, Any]:
+    """GGUF's metadata for a tokenizer and an embedding of `rows` rows."""
     values: dict[str, Any] = {}
     for name in ("bos", "eos"):
         index = tokenizer.special_id(f"{name}_token")

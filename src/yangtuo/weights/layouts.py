@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,24 @@ from typing import Any
 import torch
 
 from yangtuo.errors import FileError, WeightsError
-from yangtuo.vocab.directory import copy_tokenizer, write_byte_level
-from yangtuo.vocab.encoding import is_sentencepiece
+from yangtuo.vocab.directory import GENERATION_FILE, TokenizerDirectory, has_tokenizer, is_sentencepiece, read_directory
 from yangtuo.vocab.tiktoken_model import BEGIN, END, llama_3_tokenizer
-from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, HEAD, Checkpoint, Tensors, read_json
+from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, Tensors, read_json
 from yangtuo.weights.gguf import open_gguf
 from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
-from yangtuo.weights.reader import open_tensors
+from yangtuo.weights.reader import TensorReader, has_weights, open_tensors
+from yangtuo.weights.shape import resolve_shape
 
 # Buffers that old checkpoints carry and every reader computes anew.
 _BUFFERS = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)")
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "ice_text.model")
 
 
 class _WithoutBuffers:
     """A Hugging Face checkpoint's tensors, without buffers and without the copy of a tied head."""
 
-    def __init__(self, path: Path, tied: bool) -> None:
-        self._reader = open_tensors(path)
-        self._names = [
-            name for name in self._reader.names() if not _BUFFERS.fullmatch(name) and not (tied and name == HEAD)
-        ]
-        self.shape, self.dtype, self.get = self._reader.shape, self._reader.dtype, self._reader.get
+    def __init__(self, reader: TensorReader, skipped: str | None) -> None:
+        self._names = [name for name in reader.names() if not _BUFFERS.fullmatch(name) and name != skipped]
+        self.shape, self.dtype, self.get = reader.shape, reader.dtype, reader.get
 
     def names(self) -> list[str]:
         """Names of all parameters."""
@@ -45,20 +40,30 @@ class _WithoutBuffers:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens weights in Meta's or Hugging Face's layout or a GGUF file; raises `FileError` where it is none."""
+    """Opens weights in Hugging Face's or Meta's layout or a GGUF file; raises `FileError` where it is none.
+
+    Where several layouts lie side by side, Hugging Face's says most, and is what other programs read.
+    """
+    if path.is_dir() and (path / CONFIG_FILE).is_file() and has_weights(path):
+        return _open_hugging_face(path)
     if is_meta(path):
         tensors = MetaTensors(path)
-        return _with_meta_tokenizer(Checkpoint("Meta", tensors, tensors.config()), tokenizer_file(path))
-    if path.is_dir() and (path / CONFIG_FILE).is_file():
-        return _open_hugging_face(path)
-    files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
-    if len(files) == 1 and files[0].suffix == ".gguf":
+        file = tokenizer_file(path)
+        config = tensors.config()
+        return Checkpoint("Meta", tensors, config, partial(_meta_tokenizer, file, config) if file else None)
+    files = gguf_files(path)
+    if len(files) == 1:
         return open_gguf(files[0])
     raise FileError(
-        f"{path} holds no weights in a known layout",
+        f"{path} holds no weights in a known layout" if not files else f"{path} holds several GGUF files",
         found=_listing(path),
-        expected="params.json and consolidated.*.pth (Meta), config.json and weights (Hugging Face), or a .gguf file",
+        expected="config.json and weights (Hugging Face), params.json and consolidated.*.pth (Meta), or one .gguf file",
     )
+
+
+def gguf_files(path: Path) -> list[Path]:
+    """The GGUF files that `path` is or holds."""
+    return sorted(path.glob("*.gguf")) if path.is_dir() else [path] if path.suffix == ".gguf" else []
 
 
 def _open_hugging_face(path: Path) -> Checkpoint:
@@ -69,45 +74,40 @@ def _open_hugging_face(path: Path) -> Checkpoint:
             found=str(config["quantization_config"].get("quant_method", "quantization_config")),
             expected="the model before its quantisation, in float32, float16 or bfloat16",
         )
+    reader = open_tensors(path)
+    shape = resolve_shape(config)
     generation = path / GENERATION_FILE
-    checkpoint = Checkpoint(
+    return Checkpoint(
         "Hugging Face",
-        _WithoutBuffers(path, bool(config.get("tie_word_embeddings"))),
+        _WithoutBuffers(reader, shape.head if shape.tied else None),
         config,
+        partial(read_directory, path) if has_tokenizer(path) else None,
         generation=read_json(generation) if generation.is_file() else {},
     )
-    return _with_tokenizer(checkpoint, path if any((path / name).is_file() for name in _TOKENIZER_FILES) else None)
 
 
-def _with_meta_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Checkpoint:
-    if path is None or is_sentencepiece(path):
-        return _with_tokenizer(checkpoint, path)
-
-    def write(directory: Path) -> None:
-        content = llama_3_tokenizer(path, is_3_1=checkpoint.config["rope_scaling"] is not None)
-        write_byte_level(directory, content, {"bos_token": BEGIN, "eos_token": END})
-
-    return replace(checkpoint, write_tokenizer=write)
-
-
-def _with_tokenizer(checkpoint: Checkpoint, path: Path | None) -> Checkpoint:
-    return replace(checkpoint, tokenizer=path, write_tokenizer=partial(copy_tokenizer, path)) if path else checkpoint
+def _meta_tokenizer(file: Path, config: dict[str, Any]) -> TokenizerDirectory:
+    if is_sentencepiece(file):
+        return read_directory(file).with_fast()
+    text = llama_3_tokenizer(file, is_3_1=config["rope_scaling"] is not None)
+    settings = {"bos_token": BEGIN, "eos_token": END, "tokenizer_class": "PreTrainedTokenizerFast"}
+    return TokenizerDirectory(str(file.parent), fast=text, settings=settings)
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     """Figures of a model: architecture, rows, tied, dtype, parameters, layers."""
-    tensors, config = checkpoint.tensors, checkpoint.config
+    tensors, shape = checkpoint.tensors, checkpoint.shape
     names = tensors.names()
     dtypes = Counter[torch.dtype]()
     for name in names:
         dtypes[tensors.dtype(name)] += math.prod(tensors.shape(name))
     return {
-        "architecture": (config.get("architectures") or ["unknown"])[0],
-        "rows": tensors.shape(EMBEDDING)[0] if EMBEDDING in names else int(config.get("vocab_size", 0)),
-        "tied": HEAD not in names,
+        "architecture": (checkpoint.config.get("architectures") or [shape.model_type])[0],
+        "rows": tensors.shape(shape.embedding)[0] if shape.embedding in names else shape.vocabulary_size,
+        "tied": shape.head not in names,
         "dtype": str(dtypes.most_common(1)[0][0]).removeprefix("torch."),
         "parameters": dtypes.total(),
-        "layers": config.get("num_hidden_layers"),
+        "layers": shape.num_layers,
     }
 
 

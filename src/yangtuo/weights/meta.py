@@ -123,7 +123,7 @@ class MetaTensors:
         self._dim = int(self.params["dim"])
         self._num_heads = int(self.params["n_heads"])
         self._num_key_value_heads = int(self.params.get("n_kv_heads") or self._num_heads)
-        self._head_dim = self._dim // self._num_heads
+        self._head_dim = int(self.params.get("head_dim") or self._dim // self._num_heads)
         self._entries = {entry.hugging_face: entry for entry in table(int(self.params["n_layers"]))}
         raise_all(self._problems(path))
         self.tied = self._is_tied()
@@ -232,8 +232,10 @@ class MetaTensors:
     def _expected_sizes(self, entry: Entry) -> tuple[int | None, ...]:
         if entry.heads in (Heads.KEY, Heads.VALUE):
             return (self._num_key_value_heads * self._head_dim, self._dim)
-        if entry.heads is Heads.QUERY or entry.meta.endswith("wo.weight"):
-            return (self._dim, self._dim)
+        if entry.heads is Heads.QUERY:
+            return (self._num_heads * self._head_dim, self._dim)
+        if entry.meta.endswith("wo.weight"):
+            return (self._dim, self._num_heads * self._head_dim)
         if entry.split is Split.WHOLE:
             return (self._dim,)
         return (self._dim, None) if entry.split is Split.COLUMNS else (None, self._dim)
@@ -267,6 +269,11 @@ def hugging_face_config(params: Mapping[str, Any], tensors: MetaTensors) -> dict
         "tie_word_embeddings": tensors.tied,
         "torch_dtype": str(tensors.dtype(EMBEDDING.hugging_face)).removeprefix("torch."),
     }
+    if params.get("head_dim"):
+        config["head_dim"] = int(params["head_dim"])
+    if params.get("sliding_window"):  # Mistral's own files are in Meta's layout too
+        config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+        config["sliding_window"] = int(params["sliding_window"])
     if scaled:
         config["rope_scaling"] = llama_3_scaling(_scaling_factor(params, tensors.tied))
     return config
@@ -291,6 +298,8 @@ def _scaling_factor(params: Mapping[str, Any], tied: bool) -> float:
 def _context(params: Mapping[str, Any], theta: float, scaled: bool) -> int:
     if scaled:
         return 131072  # Llama 3.1 and 3.2
+    if theta == 1000000:
+        return 16384  # CodeLlama
     if theta >= 500000:
         return 8192  # Llama 3
     return 2048 if float(params.get("norm_eps", 1e-5)) < 1e-5 else 4096  # LLaMA 1, Llama 2

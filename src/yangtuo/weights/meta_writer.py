@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from yangtuo.errors import ConfigError, UserError, WeightsError, raise_all
 from yangtuo.weights.checkpoint import Checkpoint, Tensors
 from yangtuo.weights.meta import EMBEDDING, HEAD, Entry, Heads, Split, table, to_pairs
 from yangtuo.weights.reader import open_tensors
+from yangtuo.weights.shape import ModelShape
 from yangtuo.weights.writer import ShardedWriter, TensorSpec
 
 _LLAMA_3_THETA = 500_000.0
@@ -30,21 +30,21 @@ def write_meta(directory: Path, checkpoint: Checkpoint, num_shards: int) -> None
     Tied heads are written out, as Meta does. Raises `ConfigError` where the heads cannot be dealt to `num_shards`, and
     `WeightsError` for models that are no Llama.
     """
-    config, tensors = checkpoint.config, checkpoint.tensors
-    entries = table(int(config["num_hidden_layers"]))
+    shape, tensors = checkpoint.shape, checkpoint.tensors
+    entries = table(shape.num_layers)
     raise_all(_problems(checkpoint, entries, num_shards))
-    params = _params(config, HEAD.hugging_face not in tensors.names())
+    params = _params(shape, HEAD.hugging_face not in tensors.names())
     (directory / "params.json").write_text(json.dumps(params) + "\n", encoding="utf-8")
     with console.progress("writing Meta's layout", num_shards * len(entries)) as bar:
         for shard in range(num_shards):
             target = directory / f"consolidated.{shard:02d}.pth"
-            plan = {entry.meta: _spec(tensors, entry, config, shard, num_shards) for entry in entries}
+            plan = {entry.meta: _spec(tensors, entry, shape, shard, num_shards) for entry in entries}
             # An archive is saved from whole tensors: they are laid out on disk first, and mapped from there.
             scratch = directory / f".consolidated.{shard:02d}"
             scratch.mkdir()
             with ShardedWriter(scratch, 1 << 62, plan=plan) as writer:
                 for entry in entries:
-                    writer.add(entry.meta, _part(tensors, entry, config, shard, num_shards).clone())
+                    writer.add(entry.meta, _part(tensors, entry, shape, shard, num_shards).clone())
                     bar.advance()
                 writer.close()
             with open_tensors(scratch) as laid_out:
@@ -54,43 +54,39 @@ def write_meta(directory: Path, checkpoint: Checkpoint, num_shards: int) -> None
 
 
 def _problems(checkpoint: Checkpoint, entries: list[Entry], num_shards: int) -> list[UserError]:
-    config, errors = checkpoint.config, list[UserError]()
+    shape, errors = checkpoint.shape, list[UserError]()
     unknown = sorted(set(checkpoint.tensors.names()) - {entry.hugging_face for entry in entries})
-    width, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    if unknown or config.get("model_type") not in ("llama", "mistral"):
-        found = f"{config.get('model_type')}; tensors {', '.join(unknown[:4]) or 'as expected'}"
+    width, heads, inside = shape.hidden_size, shape.num_heads, int(shape.intermediate_size or 0)
+    if unknown or "meta" not in shape.family.layouts or shape.partial_rotary != 1.0:
+        found = f"{shape.model_type}; tensors {', '.join(unknown[:4]) or 'as expected'}"
         errors.append(WeightsError("only Llamas have a form in Meta's layout", found=found))
-    if int(config.get("head_dim") or width // heads) * heads != width:
+    if shape.head_dim * heads != width:
         errors.append(WeightsError("Meta's layout has no place for head_dim", found=f"{heads} heads, width {width}"))
-    key_value_heads = int(config.get("num_key_value_heads") or heads)
-    fits = heads % num_shards == 0 and int(config["intermediate_size"]) % num_shards == 0 and width % num_shards == 0
-    if not fits or (key_value_heads % num_shards and num_shards % key_value_heads):
-        found = f"{heads} heads over {key_value_heads}, width {width}, {config['intermediate_size']} inside"
+    fits = heads % num_shards == 0 and inside % num_shards == 0 and width % num_shards == 0
+    if not fits or (shape.num_key_value_heads % num_shards and num_shards % shape.num_key_value_heads):
+        found = f"{heads} heads over {shape.num_key_value_heads}, width {width}, {inside} inside"
         errors.append(
             ConfigError(f"the model cannot be dealt to {num_shards} shards", found=found, expected="divisors of these")
         )
     return errors
 
 
-def _params(config: Mapping[str, Any], tied: bool) -> dict[str, Any]:
-    width, inside = int(config["hidden_size"]), int(config["intermediate_size"])
-    rope = config.get("rope_parameters") or {}
-    scaling = rope if rope.get("rope_type", "default") != "default" else config.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta", 10000.0))
+def _params(shape: ModelShape, tied: bool) -> dict[str, Any]:
+    scaling = shape.rope_scaling
     params: dict[str, Any] = {
-        "dim": width,
-        "n_layers": int(config["num_hidden_layers"]),
-        "n_heads": int(config["num_attention_heads"]),
-        "n_kv_heads": int(config.get("num_key_value_heads") or config["num_attention_heads"]),
-        "norm_eps": float(config["rms_norm_eps"]),
-        "vocab_size": int(config["vocab_size"]),
-        **_inner_size(width, inside),
+        "dim": shape.hidden_size,
+        "n_layers": shape.num_layers,
+        "n_heads": shape.num_heads,
+        "n_kv_heads": shape.num_key_value_heads,
+        "norm_eps": shape.norm_eps,
+        "vocab_size": shape.vocabulary_size,
+        **_inner_size(shape.hidden_size, int(shape.intermediate_size or 0)),
     }
-    if theta != 10000.0:
-        params["rope_theta"] = theta
+    if shape.rope_theta != 10000.0:
+        params["rope_theta"] = shape.rope_theta
     if scaling:
-        if scaling.get("rope_type", scaling.get("type")) != "llama3":
-            raise WeightsError("Meta's layout knows one rope scaling", found=str(scaling), expected="llama3")
+        if scaling["rope_type"] != "llama3":
+            raise WeightsError("Meta's layout knows one rope scaling", found=str(dict(scaling)), expected="llama3")
         params["use_scaled_rope"] = True
         if float(scaling["factor"]) != (32.0 if tied else 8.0):  # what readers assume, see `meta`
             params["rope_scaling_factor"] = float(scaling["factor"])
@@ -111,39 +107,36 @@ def _bounds(size: int, shard: int, num_shards: int) -> slice:
     return slice(size * shard // num_shards, size * (shard + 1) // num_shards)
 
 
-def _part(tensors: Tensors, entry: Entry, config: Mapping[str, Any], shard: int, num_shards: int) -> torch.Tensor:
+def _part(tensors: Tensors, entry: Entry, model: ModelShape, shard: int, num_shards: int) -> torch.Tensor:
     """One shard's part of a tensor, in Meta's row order."""
     name = entry.hugging_face if entry.hugging_face in tensors.names() else EMBEDDING.hugging_face
     tensor = tensors.get(name)
-    heads = int(config["num_attention_heads"])
-    key_value_heads = int(config.get("num_key_value_heads") or heads)
     if entry.heads is Heads.QUERY:
-        tensor = to_pairs(tensor, heads)
+        tensor = to_pairs(tensor, model.num_heads)
     elif entry.heads is Heads.KEY:
-        tensor = to_pairs(tensor, key_value_heads)
-    axis, part = _cut(entry, config, tuple(tensor.shape), shard, num_shards)
+        tensor = to_pairs(tensor, model.num_key_value_heads)
+    axis, part = _cut(entry, model, tuple(tensor.shape), shard, num_shards)
     return tensor if axis is None else tensor[part] if axis == 0 else tensor[:, part]
 
 
-def _spec(tensors: Tensors, entry: Entry, config: Mapping[str, Any], shard: int, num_shards: int) -> TensorSpec:
+def _spec(tensors: Tensors, entry: Entry, model: ModelShape, shard: int, num_shards: int) -> TensorSpec:
     name = entry.hugging_face if entry.hugging_face in tensors.names() else EMBEDDING.hugging_face
     shape = tensors.shape(name)
-    axis, part = _cut(entry, config, shape, shard, num_shards)
+    axis, part = _cut(entry, model, shape, shard, num_shards)
     sizes = tuple(part.stop - part.start if i == axis else size for i, size in enumerate(shape))
     return TensorSpec(sizes, tensors.dtype(name))
 
 
 def _cut(
-    entry: Entry, config: Mapping[str, Any], shape: tuple[int, ...], shard: int, num_shards: int
+    entry: Entry, model: ModelShape, shape: tuple[int, ...], shard: int, num_shards: int
 ) -> tuple[int | None, slice]:
     """Axis and range of one shard's part; with more shards than key-value heads, neighbours share a head."""
     if entry.split is Split.WHOLE or num_shards == 1:
         return None, slice(0, shape[0])
-    key_value_heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    key_value_heads = model.num_key_value_heads
     if entry.heads in (Heads.KEY, Heads.VALUE) and num_shards > key_value_heads:
         return 0, _bounds(shape[0], shard * key_value_heads // num_shards, key_value_heads)
     axis = 0 if entry.split is Split.ROWS else 1
     if entry.split is Split.EMBEDDING:
-        rope = config.get("rope_parameters") or config
-        axis = 0 if float(rope.get("rope_theta", 10000.0)) >= _LLAMA_3_THETA else 1
+        axis = 0 if model.rope_theta >= _LLAMA_3_THETA else 1
     return axis, _bounds(shape[axis], shard, num_shards)

@@ -179,6 +179,11 @@ class TensorReader:
         return self._homes[name].entries[name]
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether a directory holds weights in Hugging Face's layout."""
+    return any(True for pattern in (*_INDEXES, *_PATTERNS[1], *_PATTERNS[3]) for _ in directory.glob(pattern))
+
+
 def open_tensors(path: str | Path) -> TensorReader:
     """Opens a weight file, or the weights of a directory.
 
