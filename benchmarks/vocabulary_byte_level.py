@@ -98,7 +98,7 @@ def tokenizer_directory(path: Path, directory: Path) -> Path:
     """`path`, or where it is a GGUF file, a directory of its tokenizer."""
     if path.suffix != ".gguf":
         return path
-    open_gguf(path).write_tokenizer(directory)
+    open_gguf(path).tokenizer.write(directory)
     return directory
 
 

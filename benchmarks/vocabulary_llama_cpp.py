@@ -114,7 +114,7 @@ def main() -> None:
             smollm2 = arguments.smollm2
             if smollm2.suffix == ".gguf":
                 smollm2 = directory / "smollm2"
-                open_gguf(arguments.smollm2).write_tokenizer(smollm2)
+                open_gguf(arguments.smollm2).tokenizer.write(smollm2)
             base, pieces = open_base(smollm2), directory / "pieces"
             pieces.mkdir()
             texts = [file.read_text(encoding="utf-8") for file in sorted((DATA / "corpora/zh").glob("*.txt"))]

@@ -119,7 +119,7 @@ def test_text_places_new_rows_by_the_company_they_keep(pico_model: Path, tokeniz
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(one[name][:old], other[name][:old])
         assert not torch.equal(one[name][old:], other[name][old:])
-    rows = placed.manifest.details["kindred_rows"] if placed.manifest else []
+    rows = placed.manifest.details["related_rows"] if placed.manifest else []
     assert rows and all(load_encoder(pico_model).pieces[row].startswith("<0x") for row in rows)
 
 

@@ -104,16 +104,17 @@ def test_llama_3s_rope_factors_are_those_of_transformers() -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     from yangtuo.weights.gguf import rope_factors
+    from yangtuo.weights.shape import resolve_shape
 
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope |= {"rope_theta": 500000.0, "original_max_position_embeddings": 8192}
     config = LlamaConfig(hidden_size=4096, num_attention_heads=32, max_position_embeddings=131072, rope_parameters=rope)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500000.0 ** -(torch.arange(0, 128, 2, dtype=torch.float64) / 128)
-    factors = rope_factors(config.to_dict())
+    factors = rope_factors(resolve_shape(config.to_dict()))
     assert factors is not None
     torch.testing.assert_close(torch.from_numpy(factors), (plain / scaled).float(), rtol=1e-5, atol=0)
-    assert rope_factors({"rope_theta": 10000.0}) is None
+    assert rope_factors(resolve_shape({"model_type": "llama"})) is None
 
 
 def test_contradictions_and_strangers_are_refused(pico_model: Path, tmp_path: Path) -> None:

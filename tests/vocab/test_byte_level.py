@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.byte_level import learn_merges, merge_byte_level, piece_bytes, require_byte_level, to_byte_level
-from yangtuo.vocab.directory import write_byte_level
-from yangtuo.vocab.encoding import load_encoder, read_fast_json
+from yangtuo.vocab.directory import read_directory, write_byte_level
+from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.scripts import compile_scripts
 
 from .merge_by_merge import merge_by_merge
@@ -28,7 +28,7 @@ def test_spelling_is_gpt2s() -> None:
 
 
 def test_new_merges_shorten_chinese_and_leave_all_else(pico_byte_level: Path, tmp_path: Path) -> None:
-    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    base = read_directory(pico_byte_level / "tokenizer.json").content
     learned = learn_merges(base, TEXTS, 30, HAN)
     assert len(learned.merges) == 30 and learn_merges(base, TEXTS, 30, HAN) == learned
     merged = merge_byte_level(base, learned.merges, HAN, ["<|extra|>"])
@@ -53,7 +53,7 @@ def test_new_merges_shorten_chinese_and_leave_all_else(pico_byte_level: Path, tm
 
 def test_ids_of_tokens_behind_the_models_own_do_not_move(shared_data: Path, tmp_path: Path) -> None:
     """Llama 3 keeps its special tokens at 128,000 to 128,255; loaders number them anew unless told."""
-    base = read_fast_json(shared_data / "tokenizers/llama3/tokenizer.json")
+    base = read_directory(shared_data / "tokenizers/llama3/tokenizer.json").content
     merged = merge_byte_level(base, [(to_byte_level("中国"), to_byte_level("人民"))], HAN, ["<|extra|>"])
     write_byte_level(tmp_path, merged.content, {})
     fast = AutoTokenizer.from_pretrained(tmp_path)
@@ -63,7 +63,7 @@ def test_ids_of_tokens_behind_the_models_own_do_not_move(shared_data: Path, tmp_
 
 def test_a_character_that_shares_its_first_bytes_with_other_scripts_stays_apart(pico_byte_level: Path) -> None:
     """U+FF5E begins as full-width letters do: two pieces for it would cut those otherwise, or be left out unsaid."""
-    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    base = read_directory(pico_byte_level / "tokenizer.json").content
     learned = learn_merges(base, [*TEXTS, "小镇～～～小河～"] * 4, 30, HAN)
     merged = merge_byte_level(base, learned.merges, HAN, [])
     assert len(merged.added) == 30 and not merged.out_of_script
@@ -71,14 +71,14 @@ def test_a_character_that_shares_its_first_bytes_with_other_scripts_stays_apart(
 
 
 def test_merges_of_other_scripts_are_left_out_with_what_is_built_on_them(pico_byte_level: Path) -> None:
-    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    base = read_directory(pico_byte_level / "tokenizer.json").content
     merges = [("x", "q"), ("xq", "z"), *learn_merges(base, TEXTS, 10, HAN).merges]
     merged = merge_byte_level(base, merges, HAN, [])
     assert merged.out_of_script == ["xq", "xqz"] and len(merged.added) == 10
 
 
 def test_merges_for_another_base_are_refused(pico_byte_level: Path) -> None:
-    base = read_fast_json(pico_byte_level / "tokenizer.json")
+    base = read_directory(pico_byte_level / "tokenizer.json").content
     with pytest.raises(VocabularyError, match="another base"):
         merge_byte_level(base, [(to_byte_level("鑫"), to_byte_level("鑫"))], HAN, [])
     with pytest.raises(VocabularyError, match="existing tokens"):

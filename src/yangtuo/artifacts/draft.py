@@ -27,8 +27,8 @@ from yangtuo.artifacts.manifest import (
     Artifact,
     Kind,
     Manifest,
-    Parent,
     list_files,
+    parent_of,
     read_manifest,
     step_fingerprint,
 )
@@ -271,7 +271,7 @@ def _describe(made: Draft, config: StageConfig, kind: Kind, parents: Mapping[str
         stage=config.verb,
         step=step,
         config=config.to_dict(),
-        parents={role: Parent(str(p.path), p.fingerprint, p.lineage) for role, p in parents.items()},
+        parents={role: parent_of(p, config.output_path()) for role, p in parents.items()},
         files=sums,
         **made._described,
     )

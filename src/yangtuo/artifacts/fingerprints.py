@@ -4,12 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 _SAMPLED_ABOVE = 64 << 20  # foreign weight files larger than this are fingerprinted by samples, in bytes
 _CHUNK = 1 << 20
+
+WEIGHT_PATTERNS = (
+    ("adapter_model.safetensors",),
+    ("model*.safetensors", "pytorch_model*.safetensors"),
+    ("adapter_model.bin",),
+    ("pytorch_model*.bin",),
+    ("*.safetensors",),
+    ("consolidated*.pth", "*.pth"),
+)
+"""Which of a directory's files are its weights: the first entry that matches any decides."""
+
+_DECIDING = {
+    *("config.json", "params.json", "adapter_config.json"),
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "ice_text.model"),
+}
+_MARKS = {"config.json", "params.json", "adapter_config.json", "tokenizer.model", "tokenizer.json"}
+
+
+def deciding_files(names: Iterable[str]) -> list[str]:
+    """Those of a directory's files that decide what a model, adapter or tokenizer computes, sorted.
+
+    Weights in the layout that is read, config, tokenizer and templates; no README, picture or optimizer's state.
+    All files of a directory of another kind, such as texts.
+    """
+    names = sorted(names)
+    if not _MARKS.intersection(names) and not any(name.endswith(".gguf") for name in names):
+        return names
+    weights: list[str] = []
+    for patterns in (*WEIGHT_PATTERNS, ("*.gguf",)):
+        weights = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
+        if weights:
+            break
+    chosen = {*weights, *(name for name in names if name in _DECIDING)}
+    return sorted(chosen.union(name for name in names if name.startswith("additional_chat_templates/")))
 
 
 def hash_file(path: Path, *, sample: bool = False) -> str:

@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from typing_extensions import TypedDict
 
 import yangtuo
 from yangtuo import files, hub
-from yangtuo.artifacts.fingerprints import digest, hash_file
+from yangtuo.artifacts.fingerprints import deciding_files, digest, hash_file
 from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import FileError, LineageError
 
@@ -43,14 +44,17 @@ class Parent:
     fingerprint: str
     lineage: str | None = None
     """What determined a merged parent before it was made, see `yangtuo.artifacts.lineage`."""
+    relative: str | None = None
+    """The path as seen from the directory that the artifact stood in when it was made."""
 
 
 class Details(TypedDict, total=False):
     """What other stages read out of a manifest's details; a stage may write more."""
 
     lineage: str
+    first_new_row: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
     new_rows: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
-    kindred_rows: list[Annotated[int, Field(ge=0, le=files.MAX_COUNT)]]
+    related_rows: list[Annotated[int, Field(ge=0, le=files.MAX_COUNT)]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,9 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the artifact: its kind and the content of its files."""
-        return digest([self.kind.value, self.files])
+        """Identity of the artifact: its kind, and the content of the files that decide what it computes."""
+        deciding = deciding_files(self.files)
+        return digest([self.kind.value, {name: self.files[name] for name in deciding}])
 
     def to_json(self) -> str:
         """The manifest as it stands on disk."""
@@ -138,6 +143,12 @@ def open_artifact(reference: str | Path, *kinds: Kind) -> Artifact:
     return Artifact(path, manifest)
 
 
+def grown_rows(artifact: Artifact) -> dict[str, Any]:
+    """The details that say which rows `yangtuo expand` made, for the manifest of a model made from `artifact`."""
+    details = artifact.manifest.details if artifact.manifest else {}
+    return {key: details[key] for key in ("first_new_row", "new_rows", "related_rows") if key in details}
+
+
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest of the directory `path`, or None where it has none."""
     file = path / MANIFEST
@@ -161,11 +172,41 @@ def content_fingerprint(path: Path) -> str:
         manifest = read_manifest(path)
         if manifest:
             return manifest.fingerprint
-        names = [str(file.relative_to(path)) for file in list_inputs(path)]
-        with ThreadPoolExecutor() as pool:
-            hashes = pool.map(lambda name: hash_file(path / name, sample=True), names)
-            return digest([names, list(hashes)])
-    return hash_file(path, sample=True)
+        names = deciding_files(str(file.relative_to(path)) for file in list_inputs(path))
+        return digest([names, _hashes(tuple((str(path.resolve() / name), *_stamp(path / name)) for name in names))])
+    return _hashes(((str(path.resolve()), *_stamp(path)),))[0]
+
+
+@lru_cache(maxsize=64)
+def _hashes(files: tuple[tuple[str, int, int], ...]) -> list[str]:
+    """Sums of files, given with size and time of change: each state of a directory is read once a command."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda file: hash_file(Path(file[0]), sample=True), files))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def parent_of(artifact: Artifact, output: Path) -> Parent:
+    """How the manifest of `output` names `artifact`: found again from any working directory."""
+    path = os.path.abspath(artifact.path)  # noqa: PTH100  links stay as the user knows them
+    relative = os.path.relpath(path, os.path.abspath(output.parent))  # noqa: PTH100
+    return Parent(path, artifact.fingerprint, artifact.lineage, relative)
+
+
+def find_parent(artifact: Artifact, role: str) -> Path | None:
+    """Where a parent stands now: under its path, or where it stood as seen from the artifact; None if it is gone."""
+    parent = artifact.manifest.parents.get(role) if artifact.manifest else None
+    if parent is None:
+        return None
+    places = [Path(parent.path)]
+    if parent.relative is not None:
+        places.append(Path(os.path.normpath(artifact.path.parent / parent.relative)))
+    return next(
+        (place for place in places if place.exists() and content_fingerprint(place) == parent.fingerprint), None
+    )
 
 
 def list_inputs(directory: Path) -> list[Path]:

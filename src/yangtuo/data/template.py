@@ -23,6 +23,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from yangtuo.errors import ConfigError, DataError, FileError, VocabularyError
+from yangtuo.vocab.directory import is_ice_text, read_templates
 
 if TYPE_CHECKING:
     from yangtuo.vocab.encoding import Encoder
@@ -359,20 +360,12 @@ def get_template(name: str, model_directory: Path | None) -> Template:
 
 
 def own_template(directory: Path) -> str | None:
-    """The Jinja text that a model or adapter directory brings, in a file of its own or in its tokenizer's settings.
+    """The Jinja text that a model or adapter directory brings, wherever it stands there.
 
     ChatGLM-6B is published without one; its code had it, and its tokenizer tells that it is meant.
     """
-    from yangtuo.vocab import ice_text
-
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    settings = directory / "tokenizer_config.json"
-    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return _CHATGLM if template is None and ice_text.find(directory) else template
+    own = read_templates(directory).get("default")
+    return _CHATGLM if own is None and is_ice_text(directory) else own
 
 
 def require_template(template: Template, encoder: Encoder) -> None:

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 
 from yangtuo.growing.cooccurrence import Company, map_rows
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+from yangtuo.weights.checkpoint import Tensors
+from yangtuo.weights.shape import USUAL, Family
 
 Init = Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"]
 Role = Literal["embedding", "head", "tied"]
@@ -100,15 +101,24 @@ def _fill_random(grown: torch.Tensor, rows: NewRows) -> None:
     grown[rows.num_kept :] = (noise * sample.std() + sample.mean()).to(grown.dtype)
 
 
+def _grown_bias(old: torch.Tensor, rows: NewRows) -> torch.Tensor:
+    """A head's bias (rows,) grown: for a new row the mean of its sources' values, or of all kept ones."""
+    kept = old[: rows.num_kept]
+    added = [kept[list(source)].float().mean() if source else kept.float().mean() for source in rows.sources]
+    return torch.cat([kept, torch.tensor(added).to(old.dtype)])
+
+
 class GrownTensors:
     """A model's tensors, one at a time, with embedding and head grown."""
 
-    def __init__(self, tensors: Tensors, rows: NewRows) -> None:
+    def __init__(self, tensors: Tensors, rows: NewRows, family: Family = USUAL) -> None:
         self._tensors = tensors
         self._rows = rows
-        untied = HEAD in tensors.names()
-        self._roles: dict[str, Role] = {EMBEDDING: "embedding" if untied else "tied", HEAD: "head"}
-        self._head_name = HEAD if untied else EMBEDDING
+        embedding, head = family.embedding, family.head
+        untied = head in tensors.names()
+        self._roles: dict[str, Role] = {embedding: "embedding" if untied else "tied", head: "head"}
+        self._head_name = head if untied else embedding
+        self._head_bias = head.removesuffix("weight") + "bias"
         self._fitted: torch.Tensor | None = None
 
     @property
@@ -123,7 +133,7 @@ class GrownTensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after growing."""
         shape = self._tensors.shape(name)
-        return (self._rows.num_rows, shape[1]) if name in self._roles else shape
+        return (self._rows.num_rows, *shape[1:]) if name in self._roles or name == self._head_bias else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Number format, which stays."""
@@ -132,6 +142,8 @@ class GrownTensors:
     def get(self, name: str) -> torch.Tensor:
         """The tensor, grown where it has a row for each piece."""
         tensor = self._tensors.get(name)
+        if name == self._head_bias:
+            return _grown_bias(tensor, self._rows)
         if name not in self._roles:
             return tensor
         grown = grow(tensor, self._rows, self._roles[name])

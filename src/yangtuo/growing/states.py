@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from yangtuo import console
-from yangtuo.weights.checkpoint import EMBEDDING, Tensors
+from yangtuo.weights.checkpoint import Tensors
+from yangtuo.weights.shape import FAMILIES, USUAL
 
 _AT_ONCE = 16  # windows in a forward pass
 
@@ -43,7 +44,8 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
         return None
     has_gpu = torch.cuda.is_available()
     half = torch.float16 if has_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
-    dtype = torch.float32 if tensors.dtype(EMBEDDING) == torch.float32 else half
+    embedding = FAMILIES.get(config["model_type"], USUAL).embedding
+    dtype = torch.float32 if tensors.dtype(embedding) == torch.float32 else half
     with init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)
         model: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -52,7 +54,7 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     if not set(dict(backbone.named_parameters())) <= set(weights):
         return None
     device = torch.device("cuda" if has_gpu else "cpu")
-    embedded = tensors.get(EMBEDDING)[windows]
+    embedded = tensors.get(embedding)[windows]
     cpu_offload(backbone.eval(), device, state_dict=weights)
     states = []
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:

@@ -11,16 +11,15 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from yangtuo.artifacts.manifest import Artifact
-from yangtuo.errors import ConfigError, FileError, LineageError, UserError, WeightsError, raise_all
-from yangtuo.vocab.encoding import load_encoder
+from yangtuo.errors import ConfigError, LineageError, UserError, WeightsError, raise_all
 from yangtuo.weights.adapter import Adapter, Difference, Update
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.layouts import open_checkpoint
+from yangtuo.weights.shape import Family
 
 _HUB_ID = r"(?:modelscope:)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
@@ -34,20 +33,21 @@ class Model:
 
     path: Path
     tensors: Tensors
-    config: Mapping[str, Any]
+    family: Family
     pieces: list[str]
 
     @property
     def num_rows(self) -> int:
         """Rows of the embedding that belong to a piece; those beyond are padding."""
-        return min(len(self.pieces), self.tensors.shape(EMBEDDING)[0])
+        return min(len(self.pieces), self.tensors.shape(self.family.embedding)[0])
 
 
 class _Pair:
     """The tensors of both models by name, as `tuned/NAME` and `base/NAME`; a tied head is the embedding."""
 
-    def __init__(self, tuned: Tensors, base: Tensors) -> None:
+    def __init__(self, tuned: Tensors, base: Tensors, family: Family) -> None:
         self._models = {"tuned": tuned, "base": base}
+        self._family = family
 
     def names(self) -> list[str]:
         return [f"{side}/{name}" for side, tensors in self._models.items() for name in tensors.names()]
@@ -55,7 +55,8 @@ class _Pair:
     def _find(self, key: str) -> tuple[Tensors, str]:
         side, name = key.split("/", 1)
         tensors = self._models[side]
-        return tensors, EMBEDDING if name == HEAD and HEAD not in tensors.names() else name
+        is_tied_head = name == self._family.head and name not in tensors.names()
+        return tensors, self._family.embedding if is_tied_head else name
 
     def shape(self, key: str) -> tuple[int, ...]:
         tensors, name = self._find(key)
@@ -71,11 +72,9 @@ class _Pair:
 
 
 def open_model(artifact: Artifact) -> Model:
-    """The model directory with its tokenizer; raises `FileError` where it is not whole."""
+    """The model directory with its tokenizer; raises `FileError` where it has none."""
     checkpoint = open_checkpoint(artifact.path)
-    if checkpoint.tokenizer is None:
-        raise FileError(f"{artifact.path} has no tokenizer", expected="a whole model directory")
-    return Model(artifact.path, checkpoint.tensors, checkpoint.config, load_encoder(artifact.path).pieces)
+    return Model(artifact.path, checkpoint.tensors, checkpoint.shape.family, checkpoint.tokenizer.pieces)
 
 
 def split_difference(text: str) -> tuple[str, str]:
@@ -109,25 +108,27 @@ def task_vector(tuned: Model, base: Model, grown: Model, scale: float) -> Adapte
     shared = min(tuned.num_rows, base.num_rows)
     whole = tuple((ids[piece], row) for row, piece in enumerate(tuned.pieces[: tuned.num_rows]) if row >= shared)
     # Where all three are tied, what happens to the embedding happens to the head.
-    tied = all(HEAD not in model.tensors.names() for model in (tuned, base, grown))
-    names = [name for name in tuned.tensors.names() if name != HEAD] + [HEAD] * (not tied)
+    embedding, head = grown.family.embedding, grown.family.head
+    tied = all(head not in model.tensors.names() for model in (tuned, base, grown))
+    names = [name for name in tuned.tensors.names() if name != head] + [head] * (not tied)
     updates: dict[str, list[Update]] = {}
     for name in names:
-        has_rows = name in (EMBEDDING, HEAD)
+        has_rows = name in (embedding, head)
         keys = (f"tuned/{name}", f"base/{name}")
         updates[name] = [Difference(*keys, scale, shared, whole) if has_rows else Difference(*keys, scale)]
-    pair = _Pair(tuned.tensors, base.tensors)
+    pair = _Pair(tuned.tensors, base.tensors, grown.family)
     return Adapter(f"{tuned.path} - {base.path}", tuned.path, pair, updates, ties_embeddings=True)
 
 
 def _misfits(tuned: Model, base: Model, grown: Model, ids: Mapping[str, int]) -> list[UserError]:
     errors: list[UserError] = []
-    names = [set(model.tensors.names()) - {HEAD} for model in (tuned, base)]
+    embedding = base.family.embedding
+    names = [set(model.tensors.names()) - {base.family.head} for model in (tuned, base)]
     unlike = sorted(names[0] ^ names[1])
     unlike += [
         name
         for name in sorted(names[0] & names[1])
-        if tuned.tensors.shape(name)[name == EMBEDDING :] != base.tensors.shape(name)[name == EMBEDDING :]
+        if tuned.tensors.shape(name)[name == embedding :] != base.tensors.shape(name)[name == embedding :]
     ]
     if unlike:
         errors.append(
@@ -165,7 +166,7 @@ def _misfits(tuned: Model, base: Model, grown: Model, ids: Mapping[str, int]) ->
 def _strangers(base: Model, grown: Model) -> list[UserError]:
     """Refuses a model that did not grow from `base`: its old rows look elsewhere."""
     places = torch.arange(0, base.num_rows, max(1, base.num_rows // _NUM_COMPARED))
-    before, after = (model.tensors.get(EMBEDDING)[places].double() for model in (base, grown))
+    before, after = (model.tensors.get(base.family.embedding)[places].double() for model in (base, grown))
     cosine = float((before * after).sum() / (before.norm() * after.norm()).clamp_min(1e-30))
     if before.shape == after.shape and cosine >= _LEAST_COSINE:
         return []

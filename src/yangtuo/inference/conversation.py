@@ -13,6 +13,7 @@ from yangtuo import console
 from yangtuo.data.template import Message, Template, get_template, own_template
 from yangtuo.inference.engine import Engine, Generation, Sampling, generate
 from yangtuo.inference.text import Detokenizer
+from yangtuo.vocab.directory import has_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 FALLBACK_TEMPLATE = "alpaca"
@@ -68,7 +69,4 @@ def open_template(model: Path, adapter: Path | None = None) -> Template:
 
 def open_encoder(model: Path, adapter: Path | None = None) -> Encoder:
     """The adapter's tokenizer where it brings one, else the model's."""
-    brings_one = adapter and any(
-        (adapter / name).is_file() for name in ("tokenizer.model", "tokenizer.json", "ice_text.model")
-    )
-    return load_encoder(adapter if adapter and brings_one else model)
+    return load_encoder(adapter if adapter and has_tokenizer(adapter) else model)

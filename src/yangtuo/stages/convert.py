@@ -12,11 +12,12 @@ import torch
 
 from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
-from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.artifacts.manifest import Artifact, Kind, grown_rows, open_artifact
 from yangtuo.config.convert import ConvertConfig
-from yangtuo.errors import FileError, WeightsError
+from yangtuo.errors import WeightsError
+from yangtuo.vocab.directory import GENERATION_FILE
 from yangtuo.vocab.encoding import Encoder, load_encoder
-from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, Checkpoint, write_json, write_weights
+from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, mended_ids, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
 
 
@@ -25,41 +26,36 @@ def run(config: ConvertConfig) -> Artifact:
     refuse_existing(config.output)
     source = open_artifact(config.source, Kind.MODEL, Kind.EXPORT)
     checkpoint = open_checkpoint(source.path)
+    tokenizer = checkpoint.tokenizer
     dtype = None if config.dtype == "keep" else getattr(torch, config.dtype)
     console.note(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
     with draft(config, Kind.MODEL, {"source": source}) as made:
         made.hashes.update(write_weights(made.path, checkpoint.tensors, dtype=dtype))
-        encoder = _write_tokenizer(made.path, checkpoint, source.path)
+        tokenizer.write(made.path)
+        encoder = load_encoder(made.path)
         _write_config(made.path, checkpoint, dtype, encoder)
         summary = summarize(open_checkpoint(made.path))
         _check_rows(summary["rows"], encoder)
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
-            details={"source_layout": checkpoint.layout, **summary},
+            details={"source_layout": checkpoint.layout, **summary, **grown_rows(source)},
         )
     return made.artifact
-
-
-def _write_tokenizer(directory: Path, checkpoint: Checkpoint, source: Path) -> Encoder:
-    if checkpoint.write_tokenizer is None:
-        raise FileError(
-            f"{source} has no tokenizer, and a model directory is always whole",
-            expected=f"tokenizer.model in {source} or in {source.parent}, or tokenizer.json",
-        )
-    checkpoint.write_tokenizer(directory)
-    return load_encoder(directory)
 
 
 def _write_config(directory: Path, checkpoint: Checkpoint, dtype: torch.dtype | None, encoder: Encoder) -> None:
     """Writes config.json and generation_config.json; where the source names no BOS and EOS, the tokenizer does."""
     control = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
-    values = {**control, **checkpoint.config}
+    values = {**control, **mended_ids(checkpoint.config, encoder)}
+    values.pop("auto_map", None)
     if dtype is not None:
         values.pop("dtype", None)
         values["torch_dtype"] = str(dtype).removeprefix("torch.")
     write_json(directory / CONFIG_FILE, values)
-    write_json(directory / GENERATION_FILE, checkpoint.generation or control)
+    generation = mended_ids(checkpoint.generation, encoder)
+    stops = {"bos_token_id": values["bos_token_id"], "eos_token_id": values["eos_token_id"]}
+    write_json(directory / GENERATION_FILE, generation or stops)
 
 
 def _check_rows(rows: int, encoder: Encoder) -> None:

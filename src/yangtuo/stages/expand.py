@@ -22,12 +22,11 @@ from yangtuo.growing.cooccurrence import Company, keep_company
 from yangtuo.growing.fitting import WindowSample, fit_rows
 from yangtuo.growing.rows import GrownTensors, Init, NewRows
 from yangtuo.growing.states import last_states
-from yangtuo.vocab.directory import copy_tokenizer, read_settings
+from yangtuo.vocab.directory import GENERATION_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
-from yangtuo.weights.checkpoint import CONFIG_FILE, EMBEDDING, GENERATION_FILE, Checkpoint, write_json, write_weights
+from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, mended_ids, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint
 
-_TEMPLATE = "chat_template.jinja"
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
 
@@ -45,27 +44,29 @@ def run(config: ExpandConfig) -> Artifact:
     company, sample = None, WindowSample(new.bos_id)
     if init == "cooccurrence":
         documents = sample.passing(_documents([text.path for text in texts.values()], new))
-        hidden = checkpoint.tensors.shape(EMBEDDING)[1]
+        hidden = checkpoint.shape.hidden_size
         company = keep_company(documents, num_kept, new.vocabulary_size, hidden, config.seed)
     rows = NewRows(num_kept, sources, init, config.seed, company)
-    grown = GrownTensors(checkpoint.tensors, rows)
+    grown = GrownTensors(checkpoint.tensors, rows, checkpoint.shape.family)
     fits = init == "cooccurrence" and config.fit_head
     fitted_tokens = _fit_head(grown, checkpoint, sample.windows(), config) if fits else 0
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}) as made:
         made.hashes.update(write_weights(made.path, grown, description="growing"))
-        _copy_tokenizer(model.path, tokenizer.path, made.path)
-        _write_config(made.path, checkpoint, new)
+        files = read_directory(tokenizer.path).with_defaults_of(read_directory(model.path))
+        files.write(made.path)
+        _write_config(made.path, checkpoint, new, files.special_id("pad_token"))
         made.describe(
             tokenizer=new.fingerprint,
             vocabulary_size=new.vocabulary_size,
             details={
                 "vocabulary_size": new.vocabulary_size,
                 "base_vocabulary_size": old.vocabulary_size,
+                "first_new_row": num_kept,
                 "new_rows": len(rows.sources),
                 "init": init,
                 "fitted_tokens": fitted_tokens,
-                "kindred_rows": _kindred_rows(old, sources, company),
-                "tied": bool(checkpoint.config.get("tie_word_embeddings")),
+                "related_rows": _related_rows(old, sources, company),
+                "tied": checkpoint.shape.tied,
             },
         )
     console.note(f"{num_kept:,} rows kept, {len(rows.sources):,} new: {rows.num_rows:,} rows for as many pieces")
@@ -113,7 +114,7 @@ def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[
             yield from encoder.encode_arrays([text])
 
 
-def _kindred_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
+def _related_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
     """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that its texts use."""
     used = {one for source in sources for one in source}
     decoded = ((one, old.decode([one]).strip()) for one in used)
@@ -123,8 +124,10 @@ def _kindred_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Compa
 
 def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:
     """The number of rows that keep their place; raises where tokenizer and model do not belong together."""
-    if EMBEDDING not in checkpoint.tensors.names():
-        raise WeightsError(f"{config.model} has no embedding under the name {EMBEDDING}", expected="a Llama-like model")
+    embedding = checkpoint.shape.embedding
+    if embedding not in checkpoint.tensors.names():
+        found = ", ".join(checkpoint.tensors.names()[:3])
+        raise WeightsError(f"{config.model} has no embedding under the name {embedding}", found=found)
     differing = [index for index, (one, other) in enumerate(zip(old.pieces, new.pieces, strict=False)) if one != other]
     if differing or new.vocabulary_size < old.vocabulary_size:
         found = (
@@ -139,7 +142,7 @@ def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: 
             expected="a tokenizer whose first ids are the model's",
             run=f"yangtuo tokenizer merge --base {config.model} --pieces PIECES --output TOKENIZER",
         )
-    return min(old.vocabulary_size, checkpoint.tensors.shape(EMBEDDING)[0])
+    return min(old.vocabulary_size, checkpoint.tensors.shape(embedding)[0])
 
 
 def _sources(old: Encoder, new: Encoder, index: int) -> list[int]:
@@ -148,22 +151,13 @@ def _sources(old: Encoder, new: Encoder, index: int) -> list[int]:
     return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < old.vocabulary_size]
 
 
-def _copy_tokenizer(model: Path, tokenizer: Path, destination: Path) -> None:
-    copied = copy_tokenizer(tokenizer, destination)
-    if _TEMPLATE not in copied and (model / _TEMPLATE).is_file():
-        (destination / _TEMPLATE).write_bytes((model / _TEMPLATE).read_bytes())
-
-
-def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder) -> None:
+def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder, pad_id: int | None) -> None:
     """config.json and generation_config.json; stop ids stay the model's, for old ids do not move."""
-    pad = read_settings(directory).get("pad_token")
-    text = pad.get("content") if isinstance(pad, dict) else pad
-    pad_id = encoder.pieces.index(text) if text in encoder.pieces else None
     special = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
-    known = {name: value for name, value in checkpoint.config.items() if value is not None}
-    config = {**checkpoint.config, **special, **{k: known[k] for k in special if k in known}}
+    config = mended_ids(checkpoint.config, encoder)
+    config |= {name: index for name, index in special.items() if config.get(name) is None}
     config["vocab_size"] = encoder.vocabulary_size
-    generation = {**special, **checkpoint.generation}
+    generation = {**special, **mended_ids(checkpoint.generation, encoder)}
     if pad_id is not None:
         config["pad_token_id"] = generation["pad_token_id"] = pad_id
     write_json(directory / CONFIG_FILE, config)

@@ -5,13 +5,11 @@ It refuses to know either layout; `yangtuo.weights` does.
 
 from __future__ import annotations
 
-import shutil
-
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.export import ExportConfig
-from yangtuo.errors import ConfigError, FileError, UserError, raise_all
-from yangtuo.vocab.encoding import load_encoder
+from yangtuo.errors import ConfigError, UserError, raise_all
+from yangtuo.vocab.encoding import make_encoder
 from yangtuo.weights.gguf import write_gguf
 from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.meta_writer import write_meta
@@ -26,9 +24,7 @@ def run(config: ExportConfig) -> Artifact:
     raise_all(_contradictions(config))
     model = open_artifact(config.model, Kind.MODEL)
     checkpoint = open_checkpoint(model.path)
-    if checkpoint.tokenizer is None:
-        raise FileError(f"{model.path} has no tokenizer", run=f"yangtuo convert --source {config.model} --output NAME")
-    encoder = load_encoder(checkpoint.tokenizer)
+    encoder = make_encoder(checkpoint.tokenizer)
     summary = summarize(checkpoint)
     with draft(config, Kind.EXPORT, {"model": model}) as made:
         details = {"format": config.format, **summary}
@@ -38,16 +34,10 @@ def run(config: ExportConfig) -> Artifact:
             details["file"] = GGUF_FILE
         else:
             write_meta(made.path, checkpoint, config.shards)
-            for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                if (model.path / name).is_file() and (name == "tokenizer.model" or not _has_model_file(model)):
-                    shutil.copyfile(model.path / name, made.path / name)
+            checkpoint.tokenizer.write(made.path)
             details["shards"] = config.shards
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=details)
     return made.artifact
-
-
-def _has_model_file(model: Artifact) -> bool:
-    return (model.path / "tokenizer.model").is_file()
 
 
 def _contradictions(config: ExportConfig) -> list[UserError]:

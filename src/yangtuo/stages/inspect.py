@@ -1,6 +1,7 @@
 """`yangtuo inspect`: what a directory or file is, from its manifest and its headers; no tensor is read.
 
-Foreign artifacts are recognised by their files. With `--verify` or `--sums` every file is hashed again.
+Foreign artifacts are recognised by their files. Whatever cannot be read is described as a problem, not raised. With
+`--verify` or `--sums` every file is hashed again.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from typing import Any
 
 from yangtuo import console
 from yangtuo.artifacts.checksums import check_manifest, check_sums
-from yangtuo.artifacts.manifest import Artifact, Kind, content_fingerprint, open_artifact
+from yangtuo.artifacts.manifest import Artifact, Kind, find_parent, open_artifact
 from yangtuo.config.inspect import InspectConfig
-from yangtuo.errors import FileError
-from yangtuo.vocab.encoding import Encoder, load_encoder
+from yangtuo.errors import FileError, UserError
+from yangtuo.vocab.directory import has_tokenizer
+from yangtuo.vocab.encoding import load_encoder, make_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
-
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "ice_text.model")
 
 
 def run(config: InspectConfig) -> dict[str, object]:
     """Returns what can be said of `config.path`, without changing anything; keys depend on its kind."""
     artifact = open_artifact(config.path)
     kind = artifact.manifest.kind if artifact.manifest else _recognise(artifact.path)
-    facts: dict[str, object] = {"path": str(artifact.path), "kind": kind.value, "fingerprint": artifact.fingerprint}
-    describe = _DESCRIBERS.get(kind)
+    problems: list[str] = []
+    facts: dict[str, object] = dict(artifact.manifest.details) if artifact.manifest else {}
+    facts |= {"path": str(artifact.path), "kind": kind.value}
+    _add(facts, problems, lambda: {"fingerprint": artifact.fingerprint})
     if artifact.manifest:
         facts["stage"] = artifact.manifest.stage
-        facts |= artifact.manifest.details
-    if describe:
-        facts |= describe(artifact.path)
+    for describe in _DESCRIBERS.get(kind, ()):
+        _add(facts, problems, lambda describe=describe: describe(artifact.path))  # type: ignore[misc]
     if artifact.manifest:
         facts["parents"] = _parents(artifact)
     else:
@@ -40,7 +41,18 @@ def run(config: InspectConfig) -> dict[str, object]:
         facts["verified"] = check_sums(artifact.path, Path(config.sums))
     elif config.verify:
         facts["verified"] = check_manifest(artifact)
+    if problems:
+        facts["problems"] = problems
+        for problem in problems:
+            console.warn(problem)
     return facts
+
+
+def _add(facts: dict[str, object], problems: list[str], describe: Callable[[], dict[str, Any]]) -> None:
+    try:
+        facts |= describe()
+    except UserError as error:
+        problems.append(str(error))
 
 
 def _recognise(path: Path) -> Kind:
@@ -50,9 +62,9 @@ def _recognise(path: Path) -> Kind:
             return known[path.suffix]
     elif (path / adapter.CONFIG_FILE).is_file():
         return Kind.ADAPTER
-    elif (path / checkpoint.CONFIG_FILE).is_file() or meta.is_meta(path):
+    elif (path / checkpoint.CONFIG_FILE).is_file() or meta.is_meta(path) or layouts.gguf_files(path):
         return Kind.MODEL
-    elif any((path / name).is_file() for name in _TOKENIZER_FILES):
+    elif has_tokenizer(path):
         return Kind.TOKENIZER
     raise FileError(
         f"{path} is nothing that yangtuo knows",
@@ -63,47 +75,53 @@ def _recognise(path: Path) -> Kind:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     opened = layouts.open_checkpoint(path)
-    facts: dict[str, Any] = {"layout": opened.layout, **layouts.summarize(opened)}
-    encoder = _encoder(opened)
-    if encoder is not None:
-        facts |= {"pieces": encoder.vocabulary_size, "tokenizer": encoder.fingerprint}
-        if facts["rows"] != encoder.vocabulary_size:
-            console.warn(f"{facts['rows']:,} rows for {encoder.vocabulary_size:,} pieces")
-    return {**facts, "lora_layers": layouts.linear_layers(opened.tensors)}
+    return {
+        "layout": opened.layout,
+        **layouts.summarize(opened),
+        "lora_layers": layouts.linear_layers(opened.tensors),
+    }
 
 
-def _encoder(opened: checkpoint.Checkpoint) -> Encoder | None:
-    """The model's tokenizer; one that is no file of its own is written out to be read."""
-    if opened.tokenizer is not None:
-        return load_encoder(opened.tokenizer)
-    if opened.write_tokenizer is None:
-        return None
-    with TemporaryDirectory() as scratch:
-        opened.write_tokenizer(Path(scratch))
-        return load_encoder(scratch)
+def _describe_model_tokenizer(path: Path) -> dict[str, Any]:
+    opened = layouts.open_checkpoint(path)
+    if opened.read_tokenizer is None:
+        return {}
+    encoder = make_encoder(opened.tokenizer)
+    rows = layouts.summarize(opened)["rows"]
+    if rows != encoder.vocabulary_size:
+        console.warn(f"{rows:,} rows for {encoder.vocabulary_size:,} pieces")
+    return {"pieces": encoder.vocabulary_size, "tokenizer": encoder.fingerprint}
 
 
 def _describe_adapter(path: Path) -> dict[str, Any]:
-    if path.is_file():
-        return {"layout": "a zip; unpack it to see inside"}
-    values = checkpoint.read_json(path / adapter.CONFIG_FILE)
-    opened = adapter.open_adapter(path, str(path), path)
-    options = ("use_rslora", "use_dora", "fan_in_fan_out")
-    replaced = [name for name, updates in opened.updates.items() if isinstance(updates[0], adapter.Replace)]
-    facts: dict[str, Any] = {
-        "method": str(values.get("peft_type")),
-        "variants": [option for option in options if values.get(option)],
-        "rank": values.get("r"),
-        "alpha": values.get("lora_alpha"),
-        "base_model": values.get("base_model_name_or_path"),
-        "changes": len(opened.updates),
-        "replaces": {name: list(opened.tensors.shape(_key(opened.updates[name][0]))) for name in replaced},
-        "lora_layers": sorted({name.split(".")[-2] for name in opened.updates if name not in replaced}),
-    }
-    if opened.tokenizer is not None:
-        encoder = load_encoder(opened.tokenizer)
-        facts |= {"pieces": encoder.vocabulary_size, "tokenizer": encoder.fingerprint}
-    return facts
+    with TemporaryDirectory() as scratch:
+        path = adapter.unpacked(path, Path(scratch))
+        values = checkpoint.read_json(path / adapter.CONFIG_FILE)
+        options = ("use_rslora", "use_dora", "fan_in_fan_out")
+        facts: dict[str, Any] = {
+            "method": str(values.get("peft_type")),
+            "variants": [option for option in options if values.get(option)],
+            "rank": values.get("r"),
+            "alpha": values.get("lora_alpha"),
+            "base_model": values.get("base_model_name_or_path"),
+        }
+        if values.get("init_lora_weights") not in (None, True, False):
+            facts["initialised"] = str(values["init_lora_weights"])
+        return facts
+
+
+def _describe_updates(path: Path) -> dict[str, Any]:
+    with TemporaryDirectory() as scratch:
+        opened = adapter.open_adapter(path, str(path), Path(scratch))
+        replaced = [name for name, updates in opened.updates.items() if isinstance(updates[0], adapter.Replace)]
+        facts: dict[str, Any] = {
+            "changes": len(opened.updates),
+            "replaces": {name: list(opened.tensors.shape(_key(opened.updates[name][0]))) for name in replaced},
+            "lora_layers": sorted({name.split(".")[-2] for name in opened.updates if name not in replaced}),
+        }
+        if opened.brings_tokenizer:
+            facts |= _describe_tokenizer(opened.path)
+        return facts
 
 
 def _key(update: adapter.Update) -> str:
@@ -116,26 +134,18 @@ def _describe_tokenizer(path: Path) -> dict[str, Any]:
     return {"family": encoder.family.value, "pieces": encoder.vocabulary_size, "tokenizer": encoder.fingerprint}
 
 
-_DESCRIBERS: dict[Kind, Callable[[Path], dict[str, Any]]] = {
-    Kind.MODEL: _describe_model,
-    Kind.ADAPTER: _describe_adapter,
-    Kind.TOKENIZER: _describe_tokenizer,
+_DESCRIBERS: dict[Kind, tuple[Callable[[Path], dict[str, Any]], ...]] = {
+    Kind.MODEL: (_describe_model, _describe_model_tokenizer),
+    Kind.ADAPTER: (_describe_adapter, _describe_updates),
+    Kind.TOKENIZER: (_describe_tokenizer,),
 }
 
 
 def _parents(artifact: Artifact) -> dict[str, dict[str, str]]:
     assert artifact.manifest is not None
-    return {
-        role: {
-            "path": parent.path,
-            "fingerprint": parent.fingerprint,
-            "state": _state(Path(parent.path), parent.fingerprint),
-        }
-        for role, parent in artifact.manifest.parents.items()
-    }
-
-
-def _state(path: Path, fingerprint: str) -> str:
-    if not path.exists():
-        return "no longer there"
-    return "unchanged" if content_fingerprint(path) == fingerprint else "another now"
+    parents = {}
+    for role, parent in artifact.manifest.parents.items():
+        place = find_parent(artifact, role)
+        state = "unchanged" if place else "another now" if Path(parent.path).exists() else "no longer there"
+        parents[role] = {"path": str(place or parent.path), "fingerprint": parent.fingerprint, "state": state}
+    return parents

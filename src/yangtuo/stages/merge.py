@@ -7,7 +7,8 @@ and finite numbers, and room on the disk. It refuses to know the arithmetic; `ya
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ import torch
 from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.lineage import check_chain, merged_lineage
-from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
+from yangtuo.artifacts.manifest import Artifact, Kind, grown_rows, open_artifact
 from yangtuo.config.merge import MergeConfig
 from yangtuo.config.options import parse_size
-from yangtuo.data.template import own_template
 from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
 from yangtuo.growing.task_vectors import open_model, split_difference, task_vector
-from yangtuo.vocab.directory import copy_tokenizer
-from yangtuo.vocab.encoding import Encoder, load_encoder
+from yangtuo.vocab.directory import GENERATION_FILE, TokenizerDirectory, read_directory
+from yangtuo.vocab.encoding import load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
-from yangtuo.weights.checkpoint import CONFIG_FILE, GENERATION_FILE, read_json, write_json, write_weights
+from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.merging import MergedTensors
 from yangtuo.weights.proof import prove
@@ -48,10 +48,10 @@ def run(config: MergeConfig) -> Artifact:
     sources = [open_artifact(reference, Kind.ADAPTER) for reference in config.adapter]
     raise_all(check_chain(base, sources))
     checkpoint = open_checkpoint(base.path)
-    if checkpoint.layout != "Hugging Face" or checkpoint.tokenizer is None:
+    if checkpoint.layout != "Hugging Face" or checkpoint.read_tokenizer is None:
         raise FileError(
             f"{base.path} is not a whole model directory",
-            found=f"{checkpoint.layout} layout, {'a' if checkpoint.tokenizer else 'no'} tokenizer",
+            found=f"{checkpoint.layout} layout, {'a' if checkpoint.read_tokenizer else 'no'} tokenizer",
             expected="config.json, safetensors and a tokenizer",
             run=f"yangtuo convert --source {config.base} --output NAME",
         )
@@ -64,22 +64,26 @@ def run(config: MergeConfig) -> Artifact:
     with draft(config, Kind.MODEL, {"base": base, **roles}) as made:
         adapters = _open_adapters(sources, made.path / _SCRATCH)
         raise_all([error for adapter in adapters for error in non_finite(adapter)])
-        vectors = [task_vector(*map(open_model, pair), open_model(base), config.scale) for pair in pairs]
+        vectors = [
+            task_vector(open_model(pair[0]), open_model(pair[1]), open_model(base), config.scale) for pair in pairs
+        ]
         tensors = MergedTensors(
             checkpoint.tensors,
-            bool(checkpoint.config.get("tie_word_embeddings")),
+            checkpoint.shape.tied,
             [*adapters, *vectors],
             None if config.dtype == "keep" else getattr(torch, config.dtype),
+            checkpoint.shape.family,
         )
-        encoder = _tokenizer_of_result(base, adapters, tensors)
-        made.hashes.update(write_weights(made.path, tensors, shard_size=shard_size, description="merging"))
-        _write_files(made.path, base, adapters, checkpoint.config, tensors)
+        tokenizer = _tokenizer_of_result(checkpoint, base, adapters, tensors)
         for tuned, _ in pairs:
-            _take_manner(made.path, tuned.path, encoder)
+            tokenizer = _in_the_manner_of(read_directory(tuned.path), tokenizer)
+        made.hashes.update(write_weights(made.path, tensors, shard_size=shard_size, description="merging"))
+        _write_files(made.path, checkpoint, tokenizer, tensors)
+        encoder = load_encoder(made.path)
         proof = {}
         if config.prove is not None:
             ids = encoder.encode(config.prove)
-            proof = {"proof": prove(made.path, base.path, checkpoint.tensors, adapters, ids)}
+            proof = {"proof": prove(made.path, base.path, tensors, adapters, ids)}
         shutil.rmtree(made.path / _SCRATCH, ignore_errors=True)
         made.describe(
             tokenizer=encoder.fingerprint,
@@ -92,6 +96,7 @@ def run(config: MergeConfig) -> Artifact:
                 "adapters": len(adapters),
                 "task_vectors": [vector.name for vector in vectors],
                 "merged_tensors": tensors.num_changed,
+                **grown_rows(base),
                 **summarize(open_checkpoint(made.path)),
                 **proof,
             },
@@ -115,67 +120,60 @@ def _open_adapters(sources: Sequence[Artifact], scratch: Path) -> list[Adapter]:
     return adapters
 
 
-def _tokenizer_of_result(base: Artifact, adapters: Sequence[Adapter], tensors: MergedTensors) -> Encoder:
+def _tokenizer_of_result(
+    checkpoint: Checkpoint, base: Artifact, adapters: Sequence[Adapter], tensors: MergedTensors
+) -> TokenizerDirectory:
     """The last adapter's tokenizer; raises `LineageError` where ids move or pieces and rows do not match."""
-    encoder, owner = load_encoder(base.path), str(base.path)
+    tokenizer, owner = checkpoint.tokenizer, str(base.path)
     errors: list[UserError] = []
     for adapter in adapters:
-        if adapter.tokenizer is None:
+        if not adapter.brings_tokenizer:
             continue
-        theirs = load_encoder(adapter.tokenizer)
-        moved = [piece for piece, other in zip(encoder.pieces, theirs.pieces, strict=False) if piece != other]
-        if moved or theirs.vocabulary_size < encoder.vocabulary_size:
+        following = read_directory(adapter.path)
+        moved = [one for one, new in zip(tokenizer.pieces, following.pieces, strict=False) if one != new]
+        if moved or len(following.pieces) < len(tokenizer.pieces):
             errors.append(
                 LineageError(
                     f"the tokenizer of {adapter.name} does not continue that of {owner}",
-                    found=f"{theirs.vocabulary_size:,} pieces after {encoder.vocabulary_size:,}, {len(moved):,} moved",
+                    found=f"{len(following.pieces):,} pieces after {len(tokenizer.pieces):,}, {len(moved):,} moved",
                     expected="the same ids for all earlier pieces: adapters in the order of their training",
                 )
             )
-        encoder, owner = theirs, adapter.name
+        tokenizer, owner = following.with_defaults_of(tokenizer), adapter.name
     rows = tensors.num_rows
-    if rows < encoder.vocabulary_size:
+    if rows < len(tokenizer.pieces):
         errors.append(
             LineageError(
                 f"the tokenizer of {owner} has more pieces than the merged embedding has rows",
-                found=f"{encoder.vocabulary_size:,} pieces, {rows:,} rows",
+                found=f"{len(tokenizer.pieces):,} pieces, {rows:,} rows",
                 expected="an adapter that trained rows for all its pieces, or an expanded base",
                 run=f"yangtuo expand --model {base.path} --tokenizer {owner} --output NAME",
             )
         )
     raise_all(errors)
-    if rows > encoder.vocabulary_size:
-        console.warn(f"the embedding has {rows:,} rows for {encoder.vocabulary_size:,} pieces")
-    return encoder
+    if rows > len(tokenizer.pieces):
+        console.warn(f"the embedding has {rows:,} rows for {len(tokenizer.pieces):,} pieces")
+    return tokenizer
+
+
+def _in_the_manner_of(tuned: TokenizerDirectory, own: TokenizerDirectory) -> TokenizerDirectory:
+    """How a tuned model speaks: its chat templates, and its stop ids, which are looked up by piece."""
+    stops = tuned.generation.get("eos_token_id")
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    names = [tuned.pieces[stop] for stop in stops]
+    ids = {piece: index for index, piece in enumerate(own.pieces)}
+    ends = {"eos_token_id": [ids[name] for name in names if name in ids]} if names else {}
+    return replace(own, templates=tuned.templates or own.templates, generation={**own.generation, **ends})
 
 
 def _write_files(
-    directory: Path, base: Artifact, adapters: Sequence[Adapter], config: Mapping[str, Any], tensors: MergedTensors
+    directory: Path, checkpoint: Checkpoint, tokenizer: TokenizerDirectory, tensors: MergedTensors
 ) -> None:
-    """The base's config with what the merge changed; tokenizer, template and stop ids of the last that brings them."""
-    values = {**config, "vocab_size": tensors.num_rows, "tie_word_embeddings": tensors.tied}
+    """The base's config with what the merge changed, and the tokenizer with its template and stop ids."""
+    values = {**checkpoint.config, "vocab_size": tensors.num_rows, "tie_word_embeddings": tensors.tied}
     values.pop("dtype", None)
     values["torch_dtype"] = str(tensors.dtype(tensors.names()[0])).removeprefix("torch.")
     write_json(directory / CONFIG_FILE, values)
-    if (base.path / GENERATION_FILE).is_file():
-        shutil.copyfile(base.path / GENERATION_FILE, directory / GENERATION_FILE)
-    copy_tokenizer(base.path, directory)
-    for adapter in adapters:
-        if adapter.tokenizer is not None:
-            copy_tokenizer(adapter.path, directory)
-
-
-def _take_manner(directory: Path, tuned: Path, encoder: Encoder) -> None:
-    """How a tuned model speaks: its chat template, and its stop ids, which are looked up by piece."""
-    template = own_template(tuned)
-    if template is not None:
-        (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    file = tuned / GENERATION_FILE
-    stops = (read_json(file) if file.is_file() else {}).get("eos_token_id")
-    if stops is None:
-        return
-    pieces, ids = load_encoder(tuned).pieces, {piece: index for index, piece in enumerate(encoder.pieces)}
-    names = [pieces[stop] for stop in (stops if isinstance(stops, list) else [stops])]
-    own = directory / GENERATION_FILE
-    generation = read_json(own) if own.is_file() else {}
-    write_json(own, {**generation, "eos_token_id": [ids[name] for name in names if name in ids]})
+    tokenizer.write(directory)
+    if tokenizer.generation:
+        write_json(directory / GENERATION_FILE, tokenizer.generation)

@@ -5,8 +5,8 @@ It knows artifacts and tokenizers by their fingerprints only; it does not depend
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from yangtuo.artifacts.manifest import Artifact, read_manifest
+from yangtuo.artifacts.manifest import Artifact
 from yangtuo.errors import LineageError, TrainingError, UserError, WeightsError
 from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
-from yangtuo.vocab.directory import copy_tokenizer
+from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 
 
@@ -96,21 +96,17 @@ def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
-    """The ids of the pieces that `yangtuo expand` gave to the model or to what it was merged from; empty if unknown.
+    """The ids of the pieces that `yangtuo expand` gave to the model or to what it was made from; empty if unknown.
 
     With them go the old rows of the same language, and `stop_ids`: a base that never saw its end of text has the same
     row for it as for every unused token, and could not learn to stop.
     """
-    manifest = model.manifest
-    while manifest is not None:
-        if manifest.stage == "expand" and manifest.vocabulary_size is not None:
-            first = manifest.vocabulary_size - int(manifest.details["new_rows"])
-            added = range(first, manifest.vocabulary_size)
-            own = {*manifest.details.get("kindred_rows", ()), *(token for token in stop_ids if token < first)}
-            return (*sorted(own), *added) if added else ()
-        parent = manifest.parents.get("base") or manifest.parents.get("model")
-        manifest = read_manifest(Path(parent.path)) if parent else None
-    return ()
+    details = model.manifest.details if model.manifest else {}
+    first, count = details.get("first_new_row"), details.get("new_rows", 0)
+    if first is None or not count:
+        return ()
+    own = {*details.get("related_rows", ()), *(token for token in stop_ids if token < first)}
+    return (*sorted(own), *range(first, first + count))
 
 
 def has_fresh_rows(model: Artifact, earlier: Artifact | None) -> bool:
@@ -181,11 +177,8 @@ def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), t
 
     The checkpoints stay: until the artifact is described, a run that is killed goes on from them.
     """
-    copy_tokenizer(model, directory)
-    if template is None:
-        return
-    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    path = directory / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    generation["eos_token_id"] = list(stop_ids)
-    path.write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    tokenizer = read_directory(model)
+    if template is not None:
+        ends = {"eos_token_id": list(stop_ids)}
+        tokenizer = replace(tokenizer, templates={"default": template}, generation={**tokenizer.generation, **ends})
+    copy_tokenizer(tokenizer, directory)

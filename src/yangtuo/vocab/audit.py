@@ -18,11 +18,11 @@ import regex  # type: ignore[import-untyped]
 from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE
-from yangtuo.vocab.encoding import Encoder, is_sentencepiece, load_encoder
+from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE, read_directory
+from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.vocab.engines import FastEngine
 from yangtuo.vocab.scripts import BLANK, Scripts
-from yangtuo.vocab.sentencepiece_model import is_bpe, read_model
+from yangtuo.vocab.sentencepiece_model import is_bpe
 
 _BATCH = 4096  # lines encoded at once
 _NUM_WORST = 20
@@ -273,8 +273,8 @@ def _as_transformers(path: Path) -> FastEngine:
             kind = "PreTrainedTokenizerFast" if is_json else "LlamaTokenizer"
             (directory / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
         content = json.loads(AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str())
-    model = path / MODEL_FILE if path.is_dir() else path
-    if content["model"]["type"] != "BPE" or (is_sentencepiece(model) and not is_bpe(read_model(model))):
+    proto = read_directory(path).proto
+    if content["model"]["type"] != "BPE" or (proto is not None and not is_bpe(proto)):
         raise VocabularyError(
             f"{path} cannot be audited",
             found="a tokenizer that does not cut by merges (unigram, WordPiece)",

@@ -5,7 +5,7 @@ The family decides the form of learned pieces on disk: a SentencePiece model, or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -69,8 +69,9 @@ def open_base(path: Path) -> Base:
         if tokenizer.proto is not None:
             require_extensible(tokenizer.proto, str(path))
         return SentencePieceBase(tokenizer, tokenizer.whole_proto())
+    assert tokenizer.content is not None
     require_byte_level(tokenizer.content, str(path))
-    return ByteLevelBase(tokenizer)
+    return ByteLevelBase(tokenizer, tokenizer.content)
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class ByteLevelBase:
     """A byte-level tokenizer.json and the files beside it."""
 
     tokenizer: TokenizerDirectory
+    content: Mapping[str, Any] = field(repr=False)
 
     @property
     def size(self) -> int:
@@ -127,7 +129,7 @@ class ByteLevelBase:
 
     def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
         """Learns merges and writes them as merges.txt."""
-        learned = learn_merges(self.tokenizer.content, texts, size, scripts)
+        learned = learn_merges(self.content, texts, size, scripts)
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learned.merges)]
         (directory / MERGES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         return LearnedPieces(len(learned.merges), learned.num_characters)
@@ -145,7 +147,7 @@ class ByteLevelBase:
         file = pieces / MERGES_FILE if pieces.is_dir() else pieces
         if not file.is_file() or file.suffix != ".txt":
             raise _other_family(pieces, MERGES_FILE, "byte-level")
-        merged = merge_byte_level(self.tokenizer.content, _read_merges(file), scripts, add_tokens)
+        merged = merge_byte_level(self.content, _read_merges(file), scripts, add_tokens)
         grown = replace(self.tokenizer, settings={**self.tokenizer.settings, **_pad(add_tokens)})
         grown.with_content(merged.content).write(directory)
         return Outcome(merged.added, [], merged.out_of_script, merged.unreachable)

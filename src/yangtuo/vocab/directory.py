@@ -17,6 +17,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from yangtuo.errors import FileError
 from yangtuo.files import LARGE, check, parse_json, read_bytes, read_json, read_text
+from yangtuo.vocab import ice_text
 from yangtuo.vocab.fast_tokenizer import adds_token, fast_to_sentencepiece, parse_fast, sentencepiece_to_fast
 from yangtuo.vocab.sentencepiece_model import CONTROL, USER_DEFINED, extended_proto, is_bpe, parse_model
 
@@ -30,7 +31,10 @@ _ADDED_FILE = "added_tokens.json"
 _OLD_TEMPLATE_FILE = "chat_template.json"
 _TEMPLATES = "additional_chat_templates"
 _COMPANIONS = (_SPECIAL_FILE, _ADDED_FILE, "vocab.json", "merges.txt")
-TOKENIZER_FILES = (MODEL_FILE, FAST_FILE, CONFIG_FILE, TEMPLATE_FILE, _OLD_TEMPLATE_FILE, *_COMPANIONS)
+TOKENIZER_FILES = (
+    *(MODEL_FILE, ice_text.MODEL_FILE, FAST_FILE, CONFIG_FILE, TEMPLATE_FILE, _OLD_TEMPLATE_FILE),
+    *_COMPANIONS,
+)
 """All files that belong to a tokenizer, and are replaced together."""
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -53,6 +57,11 @@ class _Entry(TypedDict):
     special: NotRequired[bool]
 
 
+class _NamedTemplate(TypedDict):
+    name: str
+    template: str
+
+
 @dataclass(frozen=True)
 class TokenizerDirectory:
     """All that the files of a tokenizer say. Either `model` or `fast` is there, or both, with the same ids."""
@@ -60,7 +69,7 @@ class TokenizerDirectory:
     name: str
     """Where it was read, for messages."""
     model: bytes | None = field(default=None, repr=False)
-    """Content of tokenizer.model, a SentencePiece model."""
+    """Content of tokenizer.model (ChatGLM's ice_text.model), a SentencePiece model."""
     fast: str | None = field(default=None, repr=False)
     """Content of tokenizer.json."""
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -71,6 +80,8 @@ class TokenizerDirectory:
     """Chat templates by name; `default` is the one that is used."""
     generation: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Content of generation_config.json, which says where replies end."""
+    image_tokens: int | None = None
+    """For ChatGLM's tokenizer, the ids before its first piece; None for every other."""
 
     @property
     def template(self) -> str | None:
@@ -91,7 +102,7 @@ class TokenizerDirectory:
     def vocabulary(self) -> dict[str, int]:
         """Id by text of the pieces of the SentencePiece model, or of tokenizer.json's model; without added tokens."""
         if self.proto is not None:
-            return {piece.piece: index for index, piece in enumerate(self.proto.pieces)}
+            return {piece.piece: index for index, piece in enumerate(self.proto.pieces, self.image_tokens or 0)}
         assert self.content is not None
         vocabulary = self.content["model"]["vocab"]
         return dict(vocabulary) if isinstance(vocabulary, dict) else {text: i for i, (text, _) in enumerate(vocabulary)}
@@ -128,6 +139,7 @@ class TokenizerDirectory:
         """The text of every id; ids that no file names (Llama 3 has none, some models have) still are ids."""
         named = {index: text for text, index in self.vocabulary.items()}
         named |= {index: token.text for index, token in self.added.items()}
+        named |= {index: f"<image_{index}>" for index in range(self.image_tokens or 0)}
         return [named.get(index, f"<unnamed {index}>") for index in range(max(named, default=-1) + 1)]
 
     def special_text(self, name: str) -> str | None:
@@ -135,6 +147,8 @@ class TokenizerDirectory:
 
         A setting of null says that there is none; an empty text, as LLaMA's first conversions had, says nothing.
         """
+        if self.image_tokens is not None and name in ("bos_token", "eos_token"):
+            return ice_text.BEGIN if name == "bos_token" else ice_text.END
         known = self.vocabulary.keys() | {token.text for token in self.added.values()}
         for settings in (self.settings, self._companion(_SPECIAL_FILE, dict[str, Any])):
             if name not in settings:
@@ -201,9 +215,10 @@ class TokenizerDirectory:
         """
         directory.mkdir(parents=True, exist_ok=True)
         remove_tokenizer(directory)
-        whole = self if self.fast is not None or not is_bpe(self.proto) else self.with_fast()
+        bare = self.fast is None and self.image_tokens is None and is_bpe(self.proto)
+        whole = self.with_fast() if bare else self
         if whole.model is not None:
-            (directory / MODEL_FILE).write_bytes(whole.model)
+            (directory / (MODEL_FILE if self.image_tokens is None else ice_text.MODEL_FILE)).write_bytes(whole.model)
         if whole.fast is not None:
             (directory / FAST_FILE).write_text(whole.fast, encoding="utf-8")
         for file, data in whole.companions.items():
@@ -281,17 +296,19 @@ def read_directory(path: str | Path) -> TokenizerDirectory:
         return _read_file(path)
     if not path.is_dir():
         raise FileError(f"{path} does not exist", expected="a tokenizer directory, tokenizer.model or tokenizer.json")
-    model, fast = path / MODEL_FILE, path / FAST_FILE
+    is_ice = is_ice_text(path)
+    model, fast = path / (ice_text.MODEL_FILE if is_ice else MODEL_FILE), path / FAST_FILE
     settings = _read_json(path / CONFIG_FILE)
-    templates = _templates(path, settings.pop("chat_template", None))
+    settings.pop("chat_template", None)
     directory = TokenizerDirectory(
         name=str(path),
         model=read_bytes(model, LARGE) if is_sentencepiece(model) or (model.is_file() and not fast.is_file()) else None,
-        fast=read_text(fast, LARGE) if fast.is_file() else None,
+        fast=read_text(fast, LARGE) if fast.is_file() and not is_ice else None,
         settings=settings,
         companions={name: read_bytes(path / name, LARGE) for name in _COMPANIONS if (path / name).is_file()},
-        templates=templates,
+        templates=read_templates(path),
         generation=_read_json(path / GENERATION_FILE),
+        image_tokens=ice_text.num_image_tokens(path) if is_ice else None,
     )
     if directory.model is None and directory.fast is None:
         raise FileError(
@@ -305,12 +322,17 @@ def read_directory(path: str | Path) -> TokenizerDirectory:
 
 def has_tokenizer(path: Path) -> bool:
     """Whether a directory holds a tokenizer."""
-    return any((path / name).is_file() for name in (MODEL_FILE, FAST_FILE))
+    return any((path / name).is_file() for name in (MODEL_FILE, FAST_FILE, ice_text.MODEL_FILE))
 
 
-def copy_tokenizer(source: str | Path, destination: str | Path) -> None:
-    """Writes the tokenizer at `source` into the directory `destination`, and where its replies end, as a whole set."""
-    tokenizer = read_directory(source)
+def is_ice_text(path: Path) -> bool:
+    """Whether the tokenizer of a directory, or the file, is ChatGLM-6B's."""
+    return ice_text.find(path) is not None
+
+
+def copy_tokenizer(source: str | Path | TokenizerDirectory, destination: str | Path) -> None:
+    """Writes a tokenizer into the directory `destination`, and where its replies end, as a whole set."""
+    tokenizer = source if isinstance(source, TokenizerDirectory) else read_directory(source)
     tokenizer.write(Path(destination))
     if tokenizer.generation:
         _write_json(Path(destination) / GENERATION_FILE, tokenizer.generation)
@@ -347,9 +369,15 @@ def write_byte_level(directory: Path, content: Mapping[str, Any], settings: Mapp
 
 
 def _read_file(path: Path) -> TokenizerDirectory:
+    """A bare file, checked here, where its own name is known."""
     if path.suffix == ".json":
-        return TokenizerDirectory(str(path.parent), fast=read_text(path, LARGE))
-    return TokenizerDirectory(str(path.parent), model=read_bytes(path, LARGE))
+        text = read_text(path, LARGE)
+        parse_fast(text, str(path))
+        return TokenizerDirectory(str(path.parent), fast=text)
+    data = read_bytes(path, LARGE)
+    parse_model(data, str(path))
+    images = ice_text.num_image_tokens(path.parent) if is_ice_text(path) else None
+    return TokenizerDirectory(str(path.parent), model=data, image_tokens=images)
 
 
 def _check_same_ids(directory: TokenizerDirectory) -> None:
@@ -373,13 +401,15 @@ def _check_same_ids(directory: TokenizerDirectory) -> None:
         )
 
 
-def _templates(path: Path, setting: Any) -> dict[str, str]:
-    """Chat templates by name; files of their own come before tokenizer_config.json, as in transformers."""
+def read_templates(path: Path) -> dict[str, str]:
+    """Chat templates of a directory by name; those in files of their own come first, as in transformers."""
     templates: dict[str, str] = {}
+    setting = _read_json(path / CONFIG_FILE).get("chat_template")
     if isinstance(setting, str):
         templates["default"] = setting
     elif isinstance(setting, list):
-        templates |= {str(entry["name"]): str(entry["template"]) for entry in setting}
+        entries = check(setting, f"{path / CONFIG_FILE}: chat_template", list[_NamedTemplate])
+        templates |= {entry["name"]: entry["template"] for entry in entries}
     elif isinstance(setting, dict):
         templates |= {str(name): str(text) for name, text in setting.items()}
     old = _read_json(path / _OLD_TEMPLATE_FILE).get("chat_template")

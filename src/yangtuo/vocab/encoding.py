@@ -19,6 +19,7 @@ import numpy.typing as npt
 from yangtuo.vocab.byte_level import piece_bytes
 from yangtuo.vocab.directory import TokenizerDirectory, read_directory
 from yangtuo.vocab.engines import Engine, FastEngine, SentencePieceEngine
+from yangtuo.vocab.ice_text import IceTextEngine
 from yangtuo.vocab.identity import fast_fingerprint, sentencepiece_fingerprint
 from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, NORMAL, USER_DEFINED
 
@@ -100,7 +101,12 @@ def make_encoder(tokenizer: TokenizerDirectory) -> Encoder:
     size = len(tokenizer.vocabulary)
     beyond = {index: token.text for index, token in tokenizer.added.items() if index >= size}
     engine: Engine
-    if proto is not None:
+    controls: dict[str, int] = {}
+    if tokenizer.image_tokens is not None:  # ChatGLM's user-defined pieces are whitespace and no control tokens
+        family, engine = Family.SENTENCEPIECE, IceTextEngine(proto, tokenizer.image_tokens)
+        fingerprint = sentencepiece_fingerprint(proto, {-1: f"ice_text, {tokenizer.image_tokens} images"})
+        controls = {piece.piece: tokenizer.vocabulary[piece.piece] for piece in proto.pieces if piece.type == CONTROL}
+    elif proto is not None:
         family, engine = Family.SENTENCEPIECE, SentencePieceEngine(proto, beyond)
         fingerprint = sentencepiece_fingerprint(proto, beyond)
         marked = (CONTROL, USER_DEFINED)
@@ -108,7 +114,6 @@ def make_encoder(tokenizer: TokenizerDirectory) -> Encoder:
     else:
         assert content is not None
         family, engine, fingerprint = fast_family(content), FastEngine(content), fast_fingerprint(content)
-        controls = {}
     return Encoder(
         engine=engine,
         family=family,

@@ -1,4 +1,4 @@
-"""tokenizer.json, the format of Hugging Face's tokenizers: read, written, and turned into a SentencePiece model and back.
+"""tokenizer.json, the format of Hugging Face's tokenizers: read, written, turned into a SentencePiece model and back.
 
 What is written is built from the library's own objects. This module knows no directory.
 """
@@ -169,7 +169,7 @@ def _proto(content: Mapping[str, Any]) -> Any:
 
 
 def _scores(model: Mapping[str, Any]) -> dict[str, float]:
-    """Scores by piece: one less for each product of the merges in turn; runs of spaces at their end share the lowest."""
+    """Scores by piece: one less for each product of the merges; runs of spaces at their end share the lowest."""
     merges = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
     products = list(dict.fromkeys(left + right for left, right in merges))
     last = max((rank for rank, text in enumerate(products) if text.strip(BLANK)), default=-1)

@@ -8,7 +8,6 @@ those names first. The first checkpoints shift every id by 20,000 image tokens, 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,6 @@ MODEL_FILE = "ice_text.model"
 BEGIN, END = "<sop>", "<eop>"
 """Start and end of a piece: what BOS and EOS are to other models."""
 
-_FILES = (
-    MODEL_FILE,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 _NEWLINE, _TAB = "<n>", "<|tab|>"
 _LONGEST_RUN = 80
 _SPACES = re.compile(f" {{2,{_LONGEST_RUN}}}")  # greedy, so the longest run comes first
@@ -41,14 +33,6 @@ def find(path: Path) -> Path | None:
     """The file of ChatGLM's tokenizer, which `path` is or has as a directory; None where it is another's."""
     file = path / MODEL_FILE if path.is_dir() else path
     return file if file.name == MODEL_FILE and file.is_file() else None
-
-
-def copy(source: Path, destination: Path) -> list[str]:
-    """Copies the tokenizer's files of the directory `source`, chat template among them; returns their names."""
-    names = [name for name in _FILES if (source / name).is_file()]
-    for name in names:
-        shutil.copyfile(source / name, destination / name)
-    return names
 
 
 def to_pieces(text: str) -> str:

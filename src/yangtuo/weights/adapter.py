@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yangtuo.errors import FileError, OutputError, UserError, WeightsError, raise_all
+from yangtuo.vocab.directory import has_tokenizer
 from yangtuo.weights.checkpoint import Tensors, all_finite, read_json
 from yangtuo.weights.reader import TensorReader, open_tensors
 
@@ -47,7 +48,7 @@ class LowRank:
     b: str
     scaling: float
     transposed: bool
-    """The stored weight is (in, out), as in embeddings and fan-in-fan-out layers."""
+    """The stored weight is (in, out), as in embeddings and GPT-2's layers."""
     magnitude: str | None = None
 
 
@@ -89,10 +90,9 @@ class Adapter:
     """Whether what is trained of the embedding holds for a tied head too."""
 
     @property
-    def tokenizer(self) -> Path | None:
-        """The adapter's own tokenizer, where it brings one."""
-        files = ("tokenizer.model", "tokenizer.json", "ice_text.model")
-        return self.path if any((self.path / file).is_file() for file in files) else None
+    def brings_tokenizer(self) -> bool:
+        """Whether the adapter has a tokenizer of its own."""
+        return has_tokenizer(self.path)
 
 
 # Variants that compute what no single weight can hold, or whose initialisation has changed the base itself.
@@ -113,7 +113,7 @@ _NAME = r"(?:\.(?!weight$|bias$)\w+)?"  # the adapter's name inside PEFT, which 
 _KEYS = {
     role: re.compile(rf"(?:base_model\.model\.)?(?P<module>.+?)\.{pattern}")
     for role, pattern in {
-        "skip": r"original_module\..+",
+        "skip": r"(?:original_module\..+|rotary_emb\.inv_freq|attn\.(?:masked_)?bias)",
         "lora_A": rf"lora_A{_NAME}\.weight",
         "lora_B": rf"lora_B{_NAME}\.weight",
         "lora_B_bias": rf"lora_B{_NAME}\.bias",
@@ -133,8 +133,7 @@ def open_adapter(path: Path, name: str, scratch: Path) -> Adapter:
     Raises `FileError` where files are missing, `WeightsError` for kinds of adapters that cannot be merged, with all
     problems at once.
     """
-    if path.is_file():
-        path = _unpack(path, scratch)
+    path = unpacked(path, scratch)
     if not (path / CONFIG_FILE).is_file():
         raise FileError(
             f"{name} is no adapter",
@@ -191,8 +190,18 @@ def _read_updates(tensors: TensorReader, config: Mapping[str, Any], name: str) -
             form = match.groupdict().get("kind")
             parts.setdefault(match["module"], {})[f"{role}_{form}" if form else role] = key
     errors: list[UserError] = []
+    empty = [key for key in tensors.names() if 0 in tensors.shape(key)]
+    if empty:
+        errors.append(
+            WeightsError(
+                f"{name} holds {len(empty)} empty tensors",
+                found=", ".join(empty[:4]),
+                expected="whole tensors; DeepSpeed ZeRO-3 leaves such where they were not gathered before saving",
+            )
+        )
     if unknown:
         errors.append(WeightsError(f"{name} holds tensors of no known kind", found=", ".join(unknown[:6])))
+    raise_all(errors)
     updates: dict[str, list[Update]] = {}
     for module, found in parts.items():
         for kind in ("weight", "bias"):
@@ -236,8 +245,7 @@ def _add_low_rank(
         problems.append(f"{module} has {'a' if magnitude else 'no'} magnitude, use_dora is {config.get('use_dora')}")
     alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    transposed = embedding or bool(config.get("fan_in_fan_out"))
-    updates.setdefault(f"{module}.weight", []).append(LowRank(a, b, scaling, transposed, magnitude))
+    updates.setdefault(f"{module}.weight", []).append(LowRank(a, b, scaling, embedding, magnitude))
     if key := found.get("lora_B_bias"):
         updates.setdefault(f"{module}.bias", []).append(Add(key, scaling))
     return [WeightsError(f"{name}: {problem}") for problem in problems]
@@ -258,8 +266,10 @@ def _rows(module: str, config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(int(row) for row in indices)
 
 
-def _unpack(path: Path, scratch: Path) -> Path:
-    """Unpacks an adapter's zip below `scratch` and returns the directory that holds its config."""
+def unpacked(path: Path, scratch: Path) -> Path:
+    """The directory that holds an adapter's config; a zip is unpacked below `scratch`."""
+    if not path.is_file():
+        return path
     target = scratch / path.stem
     try:
         with zipfile.ZipFile(path) as archive:

@@ -204,10 +204,10 @@ def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for name, kind in types.items():
-        shape = tensors.shape(name)
+        sizes = tensors.shape(name)
         block, size = library.GGML_QUANT_SIZES[kind]
-        num_bytes = math.prod(shape) // block * size
-        writer.add_tensor_info(entries[name].gguf, shape, numpy.dtype("float32"), num_bytes, raw_dtype=kind)
+        num_bytes = math.prod(sizes) // block * size
+        writer.add_tensor_info(entries[name].gguf, sizes, numpy.dtype("float32"), num_bytes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -7,15 +7,17 @@ follow PEFT's arithmetic. It refuses to know files, tokenizers and lineage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from yangtuo.errors import UserError, WeightsError, raise_all
 from yangtuo.weights.adapter import Adapter, Add, Difference, LowRank, Replace, ReplaceRows, Update
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+from yangtuo.weights.checkpoint import Tensors
+from yangtuo.weights.shape import USUAL, Family
 
 _BLOCK = 1 << 20  # elements computed at a time: 4 MiB of float32, which stays in the processor's cache
 
@@ -25,35 +27,53 @@ Step = tuple[Adapter, Update]
 class MergedTensors:
     """The tensors of a base with adapters folded in, in order."""
 
-    def __init__(self, base: Tensors, tied: bool, adapters: Sequence[Adapter], dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        base: Tensors,
+        tied: bool,
+        adapters: Sequence[Adapter],
+        dtype: torch.dtype | None,
+        family: Family = USUAL,
+    ) -> None:
         """Plans the merge and checks every name and shape; raises `WeightsError` with all problems at once."""
-        self._base = base
+        self.base = base
         self._dtype = dtype
-        self._names = [name for name in base.names() if not (tied and name == HEAD)]
+        self._embedding, self._head = family.embedding, family.head
+        self._family = family
+        self._names = [name for name in base.names() if not (tied and name == self._head)]
         self._shapes = {name: base.shape(name) for name in self._names}
         self._steps: dict[str, list[Step]] = {}
         self.tied = tied
-        if tied:
-            self._shapes[HEAD] = self._shapes[EMBEDDING]
+        if self._embedding not in self._shapes:
+            raise WeightsError(
+                f"the base has no embedding under the name {self._embedding}", found=", ".join(self._names[:3])
+            )
+        if self.tied:
+            self._shapes[self._head] = self._shapes[self._embedding]
         errors: list[UserError] = []
         for adapter in adapters:
             errors.extend(self._plan(adapter))
-        if self._shapes.get(EMBEDDING, (0,))[0] != self._shapes.get(HEAD, self._shapes.get(EMBEDDING, (0,)))[0]:
+        if self.num_rows != self._shapes.get(self._head, self._shapes[self._embedding])[0]:
             errors.append(
                 WeightsError(
                     "embedding and head would differ in rows",
-                    found=f"{self._shapes[EMBEDDING][0]:,} and {self._shapes[HEAD][0]:,}",
+                    found=f"{self._shapes[self._embedding][0]:,} and {self._shapes[self._head][0]:,}",
                     expected="an adapter that was trained with both",
                 )
             )
         raise_all(errors)
-        if not self.tied and HEAD not in self._names:
-            self._names.append(HEAD)
+        if not self.tied and self._head not in self._names:
+            self._names.append(self._head)
 
     @property
     def num_rows(self) -> int:
         """Rows of the merged embedding."""
-        return self._shapes[EMBEDDING][0]
+        return self._shapes[self._embedding][0]
+
+    @property
+    def steps(self) -> Mapping[str, Sequence[Step]]:
+        """What happens to each tensor that changes, in order."""
+        return self._steps
 
     @property
     def num_changed(self) -> int:
@@ -70,16 +90,16 @@ class MergedTensors:
 
     def dtype(self, name: str) -> torch.dtype:
         """Number format after the merge."""
-        kept = self._base.dtype(self._source(name))
+        kept = self.base.dtype(self.source(name))
         return self._dtype if self._dtype is not None and kept.is_floating_point else kept
 
     def get(self, name: str) -> torch.Tensor:
         """The merged tensor; raises `WeightsError` where it does not fit into its number format."""
         steps = self._steps.get(name, [])
         if not steps:
-            return self._base.get(self._source(name))  # whoever writes it casts it
+            return self.base.get(self.source(name))  # whoever writes it casts it
         folds = [_fold(adapter, update) for adapter, update in steps]
-        base = None if isinstance(steps[0][1], Replace) else self._base.get(self._source(name))
+        base = None if isinstance(steps[0][1], Replace) else self.base.get(self.source(name))
         result = torch.empty(self._shapes[name], dtype=self.dtype(name))
         rows = result.shape[0]
         height = max(1, _BLOCK // max(1, result[0].numel()))
@@ -105,15 +125,17 @@ class MergedTensors:
                 )
         return result
 
-    def _source(self, name: str) -> str:
+    def source(self, name: str) -> str:
         """The base's tensor behind a name: a head that was tied starts as the embedding."""
-        return EMBEDDING if name == HEAD and HEAD not in self._base.names() else name
+        return self._embedding if name == self._head and self._head not in self.base.names() else name
 
     def _plan(self, adapter: Adapter) -> list[UserError]:
         errors: list[UserError] = []
-        updates = dict(adapter.updates)
+        updates = {name: [self._oriented(name, one) for one in changes] for name, changes in adapter.updates.items()}
         if self.tied:
             self._share_with_head(updates, adapter.ties_embeddings)
+            # What went before holds for the head too; it parts from the embedding here, if it does.
+            self._steps[self._head] = list(self._steps.get(self._embedding, []))
         unmatched = [name for name in updates if name not in self._shapes]
         if unmatched:
             errors.append(
@@ -140,22 +162,28 @@ class MergedTensors:
             self.tied = self._same_result()
         return errors
 
+    def _oriented(self, name: str, update: Update) -> Update:
+        """Layers of GPT-2's kind alone are stored as (in, out), whatever `fan_in_fan_out` says; PEFT resets it too."""
+        if isinstance(update, LowRank) and self._family.conv1d and name not in (self._embedding, self._head):
+            return replace(update, transposed=True)
+        return update
+
     def _share_with_head(self, updates: dict[str, list[Update]], ties: bool) -> None:
         """What an adapter that trains a tied embedding, but names no head, does to the head in PEFT.
 
         Trained rows, and everything under `ensure_weight_tying`, hold for the head too; any other training leaves the
         head at the base's values, which unties it.
         """
-        embedding = updates.get(EMBEDDING, [])
-        if embedding and HEAD not in updates:
+        embedding = updates.get(self._embedding, [])
+        if embedding and self._head not in updates:
             shared = [
                 update
                 for update in embedding
                 if ties or isinstance(update, ReplaceRows) or (isinstance(update, Replace) and update.is_base)
             ]
             if shared:
-                updates[HEAD] = shared
-            self._shapes[HEAD] = self._shapes[EMBEDDING]
+                updates[self._head] = shared
+            self._shapes[self._head] = self._shapes[self._embedding]
 
     def _misfit(self, name: str, adapter: Adapter, update: Update) -> str | None:
         """What is wrong with the update's shape; notes where embedding and head grow."""
@@ -163,7 +191,7 @@ class MergedTensors:
         tensors = adapter.tensors
         if isinstance(update, Replace):
             found, expected = tensors.shape(update.key), shape
-            if name in (EMBEDDING, HEAD) and len(found) == 2 and found[1:] == shape[1:]:
+            if name in (self._embedding, self._head) and len(found) == 2 and found[1:] == shape[1:]:
                 if found[0] < shape[0]:
                     return f"{name} would shrink from {shape[0]:,} to {found[0]:,} rows, and vocabularies only grow"
                 self._shapes[name] = expected = found
@@ -184,12 +212,12 @@ class MergedTensors:
 
     def _same_result(self) -> bool:
         """Whether embedding and head, tied until now, stay equal: by the same steps, or by value."""
-        embedding, head = self._steps.get(EMBEDDING, []), self._steps.get(HEAD, [])
-        if self._shapes[EMBEDDING] != self._shapes[HEAD]:
+        embedding, head = self._steps.get(self._embedding, []), self._steps.get(self._head, [])
+        if self._shapes[self._embedding] != self._shapes[self._head]:
             return False
-        if embedding != head and not torch.equal(self.get(EMBEDDING), self.get(HEAD)):
+        if embedding != head and not torch.equal(self.get(self._embedding), self.get(self._head)):
             return False
-        self._steps.pop(HEAD, None)
+        self._steps.pop(self._head, None)
         return True
 
 

@@ -1,7 +1,8 @@
 """Proof of a merge: the merged model says what base and adapters say together.
 
-Where memory allows, logits of a text are compared with those of PEFT on the unmerged base; else a sample of tensors is
-computed again in float64, whole and by the formula. It refuses to know how the merge was done.
+A sample of the changed tensors, some of each kind of change, is computed again in float64 by the formula; where memory
+allows, logits of a text are compared with those of PEFT on the unmerged base too. It does not depend on how the merge
+was computed, only on which updates belong to which tensor.
 """
 
 from __future__ import annotations
@@ -15,25 +16,32 @@ from typing import Any
 import torch
 
 from yangtuo.errors import WeightsError
-from yangtuo.weights.adapter import Adapter, LowRank, Replace, Update
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, Tensors
+from yangtuo.weights.adapter import Adapter, Add, LowRank, Replace, ReplaceRows, Update
+from yangtuo.weights.checkpoint import Tensors
+from yangtuo.weights.merging import MergedTensors, Step
 from yangtuo.weights.reader import open_tensors
 
 # Relative distance of logits that rounding the weights once explains; measured ones are a tenth of these.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _SAMPLE = 12
+_WHOLE = 1 << 24  # elements of a tensor that is computed again as a whole
+_MOST_ROWS = 2048
 
 
 def prove(
-    merged: Path, base: Path, base_tensors: Tensors, adapters: Sequence[Adapter], ids: Sequence[int]
+    merged: Path, base: Path, plan: MergedTensors, adapters: Sequence[Adapter], ids: Sequence[int]
 ) -> dict[str, Any]:
-    """Returns what was compared and how close it came; raises `WeightsError` where the merge is wrong."""
+    """Returns what was compared and how close it came; raises `WeightsError` where the merge is wrong.
+
+    `plan` says which updates belong to which tensor; none of its arithmetic is used.
+    """
     with open_tensors(merged) as tensors:
+        proof = _compare_tensors(tensors, plan)
         num_elements = sum(torch.Size(tensors.shape(name)).numel() for name in tensors.names())
-        # Two float32 models, one after the other, and some room for PEFT's copies of trained embeddings.
-        if 4 * num_elements * 1.5 < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-            return _compare_logits(merged, base, adapters, ids)
-        return _compare_tensors(tensors, base_tensors, adapters)
+    # Two float32 models, one after the other, and some room for PEFT's copies of trained embeddings.
+    if 4 * num_elements * 1.5 < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        proof |= _compare_logits(merged, base, adapters, ids)
+    return proof
 
 
 def _compare_logits(merged: Path, base: Path, adapters: Sequence[Adapter], ids: Sequence[int]) -> dict[str, Any]:
@@ -61,18 +69,23 @@ def _unmerged(base: Path, adapters: Sequence[Adapter]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of tied embeddings whatever is done with them
         for number, adapter in enumerate(adapters, 1):
-            shapes = [adapter.tensors.shape(update.key) for update in _replacements(adapter)]
-            if shapes and shapes[0][0] != model.get_input_embeddings().weight.shape[0]:
-                model.resize_token_embeddings(shapes[0][0], mean_resizing=False)
+            rows = _num_rows(adapter)
+            if rows and rows != model.get_input_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(rows, mean_resizing=False)
             model = PeftModel.from_pretrained(model, adapter.path)
             if number < len(adapters):
                 model = model.merge_and_unload()
     return model
 
 
-def _replacements(adapter: Adapter) -> list[Replace]:
-    updates: list[Update] = [update for name in (EMBEDDING, HEAD) for update in adapter.updates.get(name, [])]
-    return [update for update in updates if isinstance(update, Replace)]
+def _num_rows(adapter: Adapter) -> int | None:
+    """Rows of an embedding or a head that the adapter replaces as a whole."""
+    for name, updates in adapter.updates.items():
+        if any(word in name for word in ("embed", "wte", "lm_head")):
+            for update in updates:
+                if isinstance(update, Replace):
+                    return adapter.tensors.shape(update.key)[0]
+    return None
 
 
 def _load(path: Path) -> Any:
@@ -87,33 +100,78 @@ def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
     return logits
 
 
-def _compare_tensors(merged: Tensors, base: Tensors, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    changed = [name for name in merged.names() if any(name in adapter.updates for adapter in adapters)]
-    simple = [name for name in changed if _is_simple(name, adapters)]
-    sample = simple[:: max(1, len(simple) // _SAMPLE)]
+def _compare_tensors(merged: Tensors, plan: MergedTensors) -> dict[str, Any]:
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for name, changes in plan.steps.items():
+        kinds.setdefault(tuple(type(update).__name__ for _, update in changes), []).append(name)
+    each = max(1, _SAMPLE // max(1, len(kinds)))
+    sample = [name for names in kinds.values() for name in names[:: max(1, len(names) // each)][:each]]
+    if not sample:
+        raise WeightsError(
+            "there is nothing to prove: no tensor of the base was changed",
+            expected="adapters that train tensors of the base",
+        )
     for name in sample:
-        value = base.get(name if name in base.names() else EMBEDDING).double()
-        size = value.abs()  # of the largest terms: where a sum cancels, units of a small result mean nothing
-        for adapter in adapters:
-            for update in adapter.updates.get(name, []):
-                if isinstance(update, Replace):
-                    value = adapter.tensors.get(update.key).double()
-                    size = value.abs()
-                elif isinstance(update, LowRank):
-                    a, b = adapter.tensors.get(update.a).double(), adapter.tensors.get(update.b).double()
-                    product, bound = b @ a, b.abs() @ a.abs()
-                    value = value + update.scaling * (product.T if update.transposed else product)
-                    size = size + update.scaling * (bound.T if update.transposed else bound)
-        found = merged.get(name)
-        unit = torch.finfo(found.dtype).eps * size.clamp_min(torch.finfo(found.dtype).tiny)
-        worst = float(((found.double() - value).abs() / unit).max())
-        if not worst <= (1.0 if found.dtype != torch.float32 else 16.0):  # products in float32 round more than once
-            raise WeightsError(
-                f"{name} is not the sum of base and adapters", found=f"{worst:.1f} units in the last place"
-            )
-    return {"compared": "tensors", "sample": len(sample), "of": len(changed)}
+        _compare_tensor(name, merged.get(name), plan)
+    return {"compared": "tensors", "sample": len(sample), "of": len(plan.steps)}
 
 
-def _is_simple(name: str, adapters: Sequence[Adapter]) -> bool:
-    updates = [update for adapter in adapters for update in adapter.updates.get(name, [])]
-    return all(isinstance(u, Replace) or (isinstance(u, LowRank) and u.magnitude is None) for u in updates)
+def _compare_tensor(name: str, merged: torch.Tensor, plan: MergedTensors) -> None:
+    changes = plan.steps[name]
+    rows = _some_rows(merged, changes)
+    if isinstance(changes[0][1], Replace):
+        value = torch.zeros(0, dtype=torch.float64)
+    else:
+        value = plan.base.get(plan.source(name))[rows].double()
+    size = value.abs()  # of the largest terms: where a sum cancels, units of a small result mean nothing
+    for adapter, update in changes:
+        value, size = _applied(adapter, update, value, size, rows)
+    unit = torch.finfo(merged.dtype).eps * size.clamp_min(torch.finfo(merged.dtype).tiny)
+    worst = float(((merged[rows].double() - value).abs() / unit).max())
+    if not worst <= (1.0 if merged.dtype != torch.float32 else 64.0):  # products in float32 round more than once
+        raise WeightsError(f"{name} is not the sum of base and adapters", found=f"{worst:.1f} units in the last place")
+
+
+def _some_rows(merged: torch.Tensor, changes: Sequence[Step]) -> torch.Tensor:
+    """Which rows are computed again: all of a small matrix or where columns need each other; else those that were
+    trained, and others spread over it."""
+    height = merged.shape[0]
+    needs_all = any(isinstance(update, LowRank) and update.magnitude and update.transposed for _, update in changes)
+    if merged.numel() <= _WHOLE or needs_all:
+        return torch.arange(height)
+    spread = torch.linspace(0, height - 1, max(1, _WHOLE // merged[0].numel())).long()
+    trained = [row for _, update in changes if isinstance(update, ReplaceRows) for row in update.rows[:_MOST_ROWS]]
+    return torch.tensor(sorted({*spread.tolist(), *trained}), dtype=torch.long)
+
+
+def _applied(
+    adapter: Adapter, update: Update, value: torch.Tensor, size: torch.Tensor, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of a tensor and the size of their largest terms after one more update, in float64."""
+    get = adapter.tensors.get
+    if isinstance(update, Replace):
+        value = get(update.key)[rows].double()
+        return value, value.abs()
+    if isinstance(update, ReplaceRows):
+        trained = get(update.key).double()
+        places = {row: place for place, row in enumerate(update.rows)}
+        for index, row in enumerate(rows.tolist()):
+            if row in places:
+                value[index] = trained[places[row]]
+                size[index] = trained[places[row]].abs()
+        return value, size
+    if isinstance(update, Add):
+        vector = get(update.key)[rows].double() * update.scaling
+        return value + vector, size + vector.abs()
+    assert isinstance(update, LowRank)
+    a, b = get(update.a).double(), get(update.b).double()
+    a, b = (a[:, rows], b) if update.transposed else (a, b[rows])
+    product, bound = b @ a, b.abs() @ a.abs()
+    value = value + update.scaling * (product.T if update.transposed else product)
+    size = size + update.scaling * (bound.T if update.transposed else bound)
+    if update.magnitude is None:
+        return value, size
+    magnitude = get(update.magnitude).double()
+    norm = value.norm(dim=0 if update.transposed else 1)
+    factor = magnitude / norm if update.transposed else (magnitude[rows] / norm)[:, None]
+    return value * factor, size * factor.abs()

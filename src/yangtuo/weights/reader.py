@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from yangtuo.artifacts.fingerprints import WEIGHT_PATTERNS
 from yangtuo.errors import FileError, UserError, WeightsError, raise_all
 
 DTYPES = {
@@ -37,14 +38,6 @@ DTYPES = {
 
 # The first pattern that matches decides: an index is exact, safetensors before pickles, weights before anything else.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_PATTERNS = (
-    ("adapter_model.safetensors",),
-    ("model*.safetensors", "pytorch_model*.safetensors"),
-    ("adapter_model.bin",),
-    ("pytorch_model*.bin",),
-    ("*.safetensors",),
-    ("consolidated*.pth", "*.pth"),
-)
 _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 
 
@@ -181,7 +174,9 @@ class TensorReader:
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory holds weights in Hugging Face's layout."""
-    return any(True for pattern in (*_INDEXES, *_PATTERNS[1], *_PATTERNS[3]) for _ in directory.glob(pattern))
+    return any(
+        True for pattern in (*_INDEXES, *WEIGHT_PATTERNS[1], *WEIGHT_PATTERNS[3]) for _ in directory.glob(pattern)
+    )
 
 
 def open_tensors(path: str | Path) -> TensorReader:
@@ -199,7 +194,7 @@ def open_tensors(path: str | Path) -> TensorReader:
     for name in _INDEXES:
         if (path / name).is_file():
             return TensorReader(_read_index(path / name))
-    for patterns in _PATTERNS:
+    for patterns in WEIGHT_PATTERNS:
         files = sorted({file for pattern in patterns for file in path.glob(pattern)})
         if files:
             _check_complete(path, files)

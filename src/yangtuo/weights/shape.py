@@ -1,4 +1,4 @@
-"""A model's shape, as transformers' own config classes say it with their defaults, and a table of what differs by family.
+"""A model's shape, as transformers' own config classes say it with their defaults, and what differs by family.
 
 No other code looks into config.json for heads, rotary scaling, tying or the names of embedding and head.
 """
@@ -20,10 +20,12 @@ class Family:
     head: str = "lm_head.weight"
     layouts: frozenset[str] = frozenset()
     """Of gguf and meta."""
+    conv1d: bool = False
+    """Whether linear layers are stored as (in, out)."""
 
 
 _LLAMA = Family(layouts=frozenset({"gguf", "meta"}))
-_USUAL = Family()
+USUAL = Family()
 # Families whose names differ from Llama's, and those that fit into Llama's other layouts.
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
@@ -32,7 +34,7 @@ FAMILIES: dict[str, Family] = {
     "chatglm": Family("transformer.word_embeddings.weight"),
     "codegen": Family("transformer.wte.weight"),
     "falcon": Family("transformer.word_embeddings.weight"),
-    "gpt2": Family("transformer.wte.weight"),
+    "gpt2": Family("transformer.wte.weight", conv1d=True),
     "gpt_bigcode": Family("transformer.wte.weight"),
     "gpt_neo": Family("transformer.wte.weight"),
     "gpt_neox": Family("gpt_neox.embed_in.weight", "embed_out.weight"),
@@ -105,13 +107,11 @@ def resolve_shape(config: Mapping[str, Any]) -> ModelShape:
     scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
     scaled = scaling.get("rope_type", "default") != "default"
     per_logit = getattr(settings, "logits_scaling", None)
-    biased = any(
-        bool(getattr(settings, name, False)) for name in ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
-    )
+    flags = ("attention_bias", "mlp_bias", "qkv_bias", "use_bias")
     uses_window = getattr(settings, "use_sliding_window", True)
     return ModelShape(
         model_type=kind,
-        family=FAMILIES.get(kind, _USUAL),
+        family=FAMILIES.get(kind, USUAL),
         hidden_size=hidden,
         num_layers=int(_first(settings, "num_hidden_layers", "n_layer", "num_layers") or 0),
         num_heads=int(heads),
@@ -125,7 +125,8 @@ def resolve_shape(config: Mapping[str, Any]) -> ModelShape:
         rope_theta=float(rope.get("rope_theta") or 10000.0),
         rope_scaling=scaling if scaled else None,
         partial_rotary=float(rope.get("partial_rotary_factor") or 1.0),
-        biases=biased or kind in ("qwen2", "phi", "starcoder2", "gpt_neox", "opt", "bloom", "gpt2"),
+        biases=any(getattr(settings, name, False) for name in flags)
+        or kind in ("qwen2", "phi", "starcoder2", "gpt_neox", "opt", "bloom", "gpt2"),
         sliding_window=getattr(settings, "sliding_window", None) if uses_window else None,
         logit_softcap=getattr(settings, "final_logit_softcapping", None),
         logit_scale=float(getattr(settings, "logit_scale", None) or 1.0) / float(per_logit or 1.0),
@@ -138,7 +139,7 @@ def text_config(config: Mapping[str, Any]) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise WeightsError(
             "transformers knows no such architecture",
             found=f"model_type {kind!r}"
