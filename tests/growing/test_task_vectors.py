@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from yangtuo.vocab.pieces import sentencepiece_pieces
 
 from yangtuo.config.expand import ExpandConfig
 from yangtuo.config.merge import MergeConfig
@@ -17,6 +16,7 @@ from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import ConfigError, LineageError, UserError, WeightsError
 from yangtuo.growing.task_vectors import split_difference
 from yangtuo.stages import expand, merge, tokenizer_merge
+from yangtuo.vocab.learn import sentencepiece_pieces
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

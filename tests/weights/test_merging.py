@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from yangtuo.errors import UserError, WeightsError
 from yangtuo.weights.adapter import non_finite, open_adapter
-from yangtuo.weights.checkpoint import EMBEDDING, HEAD, write_weights
+from yangtuo.weights.checkpoint import write_weights
 from yangtuo.weights.layouts import open_checkpoint
 from yangtuo.weights.merging import MergedTensors
 
@@ -56,6 +56,8 @@ TIED_KINDS: dict[str, dict[str, Any]] = {
     "LoRA on the head": {"target_modules": ["lm_head", "q_proj"]},
     "LoRA kept tied": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
 }
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def write_base(directory: Path, *, tied: bool, dtype: torch.dtype = torch.float32, bias: bool = False) -> Path:
@@ -196,17 +198,30 @@ def test_two_adapters_in_order_equal_two_merges_of_peft(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, reference[name]) for name, tensor in merged.items())
 
 
-def test_fan_in_fan_out_transposes(tmp_path: Path) -> None:
+def test_fan_in_fan_out_means_nothing_for_linear_layers(tmp_path: Path) -> None:
+    """PEFT resets the flag for `torch.nn.Linear`; a merge that obeyed it would transpose what was trained straight."""
     base = write_base(tmp_path / "base", tied=False)
     adapter = write_adapter(tmp_path / "adapter", base, {"target_modules": ["q_proj"]})
     straight = open_checkpoint(merge(base, [adapter], tmp_path / "straight")).tensors
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps({**config, "fan_in_fan_out": True}))
     turned = open_checkpoint(merge(base, [adapter], tmp_path / "turned")).tensors
-    plain = open_checkpoint(base).tensors
     name = "model.layers.1.self_attn.q_proj.weight"
-    expected = plain.get(name) + (straight.get(name) - plain.get(name)).T
-    torch.testing.assert_close(turned.get(name), expected)
+    assert torch.equal(turned.get(name), straight.get(name))
+    assert not torch.equal(turned.get(name), open_checkpoint(base).tensors.get(name))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_layers_of_gpt_2_are_stored_as_in_by_out(tmp_path: Path, flag: bool) -> None:
+    base = tmp_path / "base"
+    config = GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(base)
+    settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+    adapter = write_adapter(tmp_path / "adapter", base, settings)
+    values = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**values, "fan_in_fan_out": flag}))
+    merged = load(merge(base, [adapter], tmp_path / "merged"))
+    torch.testing.assert_close(logits(merged), logits(load(base, adapter)), rtol=1e-4, atol=1e-5)
 
 
 def test_a_grown_vocabulary_grows_the_model(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     has_gpu = torch.cuda.is_available()
     half = torch.float16 if has_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
     embedding = FAMILIES.get(config["model_type"], USUAL).embedding
+    if embedding not in tensors.names():
+        return None
     dtype = torch.float32 if tensors.dtype(embedding) == torch.float32 else half
     with init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)

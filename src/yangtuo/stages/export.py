@@ -5,11 +5,14 @@ It refuses to know either layout; `yangtuo.weights` does.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.export import ExportConfig
 from yangtuo.errors import ConfigError, UserError, raise_all
-from yangtuo.vocab.encoding import make_encoder
+from yangtuo.vocab.directory import MODEL_FILE, TokenizerDirectory
+from yangtuo.vocab.encoding import Family, make_encoder
 from yangtuo.weights.gguf import write_gguf
 from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.meta_writer import write_meta
@@ -34,10 +37,18 @@ def run(config: ExportConfig) -> Artifact:
             details["file"] = GGUF_FILE
         else:
             write_meta(made.path, checkpoint, config.shards)
-            checkpoint.tokenizer.write(made.path)
+            _write_tokenizer(made.path, checkpoint.tokenizer, encoder.family)
             details["shards"] = config.shards
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=details)
     return made.artifact
+
+
+def _write_tokenizer(directory: Path, tokenizer: TokenizerDirectory, family: Family) -> None:
+    """tokenizer.model alone, with all tokens, as Meta's code reads it; Hugging Face's files where there is no such form."""
+    if family is Family.SENTENCEPIECE:
+        (directory / MODEL_FILE).write_bytes(tokenizer.whole_proto().SerializeToString())
+    else:
+        tokenizer.write(directory)
 
 
 def _contradictions(config: ExportConfig) -> list[UserError]:

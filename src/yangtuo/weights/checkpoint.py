@@ -63,7 +63,8 @@ class Checkpoint:
         """The tokenizer; raises `FileError` where the source has none."""
         if self.read_tokenizer is None:
             raise FileError(
-                f"these weights ({self.layout} layout) come without a tokenizer",
+                "the model has no tokenizer",
+                found=f"weights in {self.layout}'s layout alone",
                 expected="tokenizer.model or tokenizer.json beside them: a model directory is always whole",
             )
         return self.read_tokenizer()
