@@ -88,7 +88,7 @@ def test_the_tuned_models_template_and_stop_ids_come_along(road: tuple[Path, Pat
 
 
 def test_a_model_that_did_not_grow_from_the_base_is_refused(road: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    base, grown, tuned = road
+    base, grown, _ = road
     stranger = tune(base, tmp_path / "stranger", amount=10.0)
     with pytest.raises(LineageError, match="did not grow from"):
         run(grown, tmp_path / "merged", f"{tune(stranger, tmp_path / 'tuned-stranger')}-{stranger}")

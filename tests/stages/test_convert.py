@@ -142,7 +142,7 @@ def test_llama_3s_tokenizer_gives_the_published_ids(shared_data: Path) -> None:
     from yangtuo.vocab.tiktoken_model import llama_3_tokenizer
 
     published = json.loads((shared_data / "tokenizers/llama3/tokenizer.json").read_text(encoding="utf-8"))
-    made = llama_3_tokenizer(shared_data / "tokenizers/llama3/tokenizer.model", is_3_1=False)
+    made = json.loads(llama_3_tokenizer(shared_data / "tokenizers/llama3/tokenizer.model", is_3_1=False))
     assert made["model"]["vocab"] == published["model"]["vocab"]
     assert [" ".join(merge) for merge in made["model"]["merges"]] == published["model"]["merges"]
     assert made["added_tokens"] == published["added_tokens"]

@@ -110,7 +110,7 @@ def merge(base: Path, adapters: list[Path], output: Path) -> Path:
     """Merges and writes a directory that transformers loads strictly."""
     checkpoint = open_checkpoint(base)
     opened = [open_adapter(path, path.name, output / "scratch") for path in adapters]
-    tensors = MergedTensors(checkpoint.tensors, bool(checkpoint.config["tie_word_embeddings"]), opened, None)
+    tensors = MergedTensors(checkpoint.tensors, checkpoint.shape.tied, opened, None, checkpoint.shape.family)
     output.mkdir()
     write_weights(output, tensors, shard_size=20_000)
     config = {**checkpoint.config, "tie_word_embeddings": tensors.tied, "vocab_size": tensors.num_rows}

@@ -44,7 +44,7 @@ def run(config: ExportConfig) -> Artifact:
 
 
 def _write_tokenizer(directory: Path, tokenizer: TokenizerDirectory, family: Family) -> None:
-    """tokenizer.model alone, with all tokens, as Meta's code reads it; Hugging Face's files where there is no such form."""
+    """tokenizer.model alone, with all tokens, as Meta's code reads it; Hugging Face's files for other families."""
     if family is Family.SENTENCEPIECE:
         (directory / MODEL_FILE).write_bytes(tokenizer.whole_proto().SerializeToString())
     else:

@@ -102,7 +102,9 @@ def make_encoder(tokenizer: TokenizerDirectory) -> Encoder:
     beyond = {index: token.text for index, token in tokenizer.added.items() if index >= size}
     engine: Engine
     controls: dict[str, int] = {}
-    if tokenizer.image_tokens is not None:  # ChatGLM's user-defined pieces are whitespace and no control tokens
+    if (
+        proto is not None and tokenizer.image_tokens is not None
+    ):  # ChatGLM's user-defined pieces are whitespace and no control tokens
         family, engine = Family.SENTENCEPIECE, IceTextEngine(proto, tokenizer.image_tokens)
         fingerprint = sentencepiece_fingerprint(proto, {-1: f"ice_text, {tokenizer.image_tokens} images"})
         controls = {piece.piece: tokenizer.vocabulary[piece.piece] for piece in proto.pieces if piece.type == CONTROL}

@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -62,8 +62,9 @@ class Engine(Protocol):
 class SentencePieceEngine:
     """SentencePiece's processor, with tokens beyond the model's pieces as `added` (id -> text)."""
 
-    def __init__(self, proto: Any, added: Mapping[int, str]) -> None:
-        self._proto = proto = _without_controls_in_text(proto)
+    def __init__(self, proto: Any, added: Mapping[int, str], is_text: Callable[[str], bool] = stands_for_text) -> None:
+        """`is_text` says of a user-defined piece whether it is found in text."""
+        self._proto = proto = _without_controls_in_text(proto, is_text)
         self._processor = load_processor(proto)
         self._num_pieces = len(proto.pieces)
         self._added = dict(added)
@@ -99,12 +100,10 @@ class SentencePieceEngine:
         return list(self._unprefixed.encode(piece))
 
 
-def _without_controls_in_text(proto: Any) -> Any:
+def _without_controls_in_text(proto: Any, is_text: Callable[[str], bool]) -> Any:
     """The model with user-defined pieces that are no text as control pieces, which SentencePiece never finds."""
     controls = [
-        index
-        for index, piece in enumerate(proto.pieces)
-        if piece.type == USER_DEFINED and not stands_for_text(piece.piece)
+        index for index, piece in enumerate(proto.pieces) if piece.type == USER_DEFINED and not is_text(piece.piece)
     ]
     if not controls:
         return proto

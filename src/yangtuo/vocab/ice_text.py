@@ -65,7 +65,7 @@ class IceTextEngine:
     """SentencePiece's processor behind the rewriting of text, with ids shifted by `num_images`."""
 
     def __init__(self, proto: Any, num_images: int) -> None:
-        self._engine = SentencePieceEngine(proto, {})
+        self._engine = SentencePieceEngine(proto, {}, is_text=lambda _: True)  # all are whitespace
         self._num_images = num_images
 
     def encode(self, text: str, prefix: bool) -> list[int]:
