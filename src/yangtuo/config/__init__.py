@@ -17,6 +17,7 @@ from yangtuo.config.merge import MergeConfig
 from yangtuo.config.options import StageConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.pretrain import PretrainConfig
+from yangtuo.config.serve import ServeConfig
 from yangtuo.config.sft import SftConfig
 from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
@@ -40,5 +41,5 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 """Verbs that write an artifact and can stand in a recipe."""
 
-TOOLS: dict[str, type[StageConfig]] = {tool.verb: tool for tool in (ChatConfig, InspectConfig)}
+TOOLS: dict[str, type[StageConfig]] = {tool.verb: tool for tool in (ChatConfig, ServeConfig, InspectConfig)}
 """Verbs that only read."""

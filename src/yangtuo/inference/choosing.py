@@ -32,7 +32,8 @@ class Chooser:
     @property
     def _is_penalised(self) -> bool:
         sampling = self.sampling
-        return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1)
+        penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+        return bool(penalties or sampling.logit_bias)
 
     def choose(self, logits: torch.Tensor) -> Token:
         """The next token from its `logits`, float32 (vocabulary,), on the CPU."""
@@ -49,6 +50,8 @@ class Chooser:
             penalty = sampling.repetition_penalty
             scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
         scores[produced] -= sampling.presence_penalty + sampling.frequency_penalty * counts.float()
+        for token, bias in sampling.logit_bias:
+            scores[token] += bias
         return scores
 
     def _draw(self, scores: torch.Tensor) -> int:

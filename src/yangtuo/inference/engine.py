@@ -7,10 +7,10 @@ around it. Sampling settings carry the names of the OpenAI API.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from yangtuo.errors import ServingError
 
@@ -34,10 +34,14 @@ class Sampling:
     """Over prompt and reply, as transformers' parameter of this name."""
     seed: int | None = None
     """Seed of this request alone, whatever is computed beside it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Ids with what is added to their logits."""
     logprobs: int | None = None
     """How many alternatives are reported beside each token; None reports no probability at all."""
     stop_ids: tuple[int, ...] = ()
     """Any of these ends a reply; it is not part of it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that only this engine knows, of its `extra_settings`."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,15 @@ class Engine(Protocol):
     """Continues prompts, many at a time."""
 
     name: str
+    extra_settings: frozenset[str]
+    """Names of sampling settings that it knows beyond ours."""
     context_length: int | None
     """Most tokens of prompt and reply together, where the model has a limit."""
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
         """Queues a prompt; `receive` gets every step on a thread of the engine's, the last one exactly once.
 
-        What is returned ends the work early, from any thread; the last step then says "cancelled". Raises
-        `UnsupportedError` for settings that this engine does not know.
+        What is returned ends the work early, from any thread; the last step then says "cancelled".
         """
         ...
 
@@ -89,6 +94,10 @@ class Engine(Protocol):
 
     def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """The mean of the last hidden states over `ids`, of length 1."""
+        ...
+
+    def check(self) -> None:
+        """Raises `ServingError` where the engine can answer no more."""
         ...
 
     def close(self) -> None:

@@ -17,6 +17,9 @@ from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, Unsupport
 from yangtuo.inference.streaming import Server, stream
 
 MAX_ROWS = 16
+_EXTRA = frozenset(
+    ("dynatemp_range", "dynatemp_exponent", "typical_p", "mirostat", "mirostat_tau", "mirostat_eta", "top_n_sigma")
+)
 _CONTEXT = 4096
 """Most tokens that a row has room for where the model could do more: memory is taken for all rows at the start."""
 
@@ -25,6 +28,7 @@ class LlamaCppEngine:
     """`inference.engine.Engine` over llama.cpp's server, on loopback and behind a key that only this process has."""
 
     name = "llama.cpp"
+    extra_settings = _EXTRA
 
     def __init__(self, file: Path, max_rows: int = MAX_ROWS, context_length: int | None = None) -> None:
         """Loads `file`, as `write_ids_only` made it."""
@@ -60,7 +64,7 @@ class LlamaCppEngine:
             "n_predict": sampling.max_tokens,
             "stream": True,
             "return_tokens": True,
-            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p"],
+            "samplers": ["penalties", "temperature", "top_k", "top_p", "min_p", "typ_p", "top_n_sigma"],
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
@@ -70,7 +74,9 @@ class LlamaCppEngine:
             "repeat_penalty": sampling.repetition_penalty,
             "repeat_last_n": self.context_length,
             "seed": -1 if sampling.seed is None else sampling.seed % (1 << 32),
+            "logit_bias": [list(pair) for pair in sampling.logit_bias],
             "n_probs": 0 if sampling.logprobs is None else max(1, sampling.logprobs),
+            **sampling.extra,
         }
         return stream(self._server, "/completion", body, self._tokens, sampling, receive)
 
@@ -81,6 +87,11 @@ class LlamaCppEngine:
     def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:  # noqa: ARG002
         """llama.cpp's server embeds only in a mode of its own."""
         raise UnsupportedError("llama.cpp computes no embeddings beside replies", run="--engine transformers")
+
+    def check(self) -> None:
+        """Raises `ServingError` once the engine is closed."""
+        if self._library_server is None:
+            raise ServingError("the engine has been stopped")
 
     def close(self) -> None:
         """Ends the server."""

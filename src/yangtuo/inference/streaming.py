@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yangtuo.errors import ServingError
+from yangtuo.files import parse_json
 from yangtuo.inference.engine import Cancel, Receive, Sampling, Step, Token
 
 ReadTokens = Callable[[Mapping[str, Any]], Iterable[Token]]
@@ -33,9 +34,8 @@ class Server:
         """A connection; none is kept between requests, so that closing one ends its work."""
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
-    def post(self, path: str, body: Mapping[str, Any], connection: http.client.HTTPConnection | None = None) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], connection: http.client.HTTPConnection) -> Any:
         """The response to `body`; raises `ServingError` for any status but 200, with what the server says."""
-        connection = connection or self.connect()
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         try:
             connection.request("POST", path, json.dumps(body), headers)
@@ -45,6 +45,16 @@ class Server:
         if response.status != 200:
             raise ServingError(f"{self.name} refuses the request", found=response.read().decode(errors="replace")[:500])
         return response
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON object that the server answers `body` with."""
+        connection = self.connect()
+        try:
+            return parse_json(self.post(path, body, connection).read(), self.name)
+        except (OSError, http.client.HTTPException) as error:
+            raise self.lost(error) from error
+        finally:
+            connection.close()
 
     def lost(self, error: Exception) -> ServingError:
         """What is raised where the server is gone."""

@@ -110,6 +110,7 @@ class TransformersEngine:
     """`inference.engine.Engine` over a loaded transformers model, with the names of the adapters that are on it."""
 
     name = "transformers"
+    extra_settings: frozenset[str] = frozenset()
 
     def __init__(self, model: PreTrainedModel, max_rows: int = MAX_ROWS) -> None:
         self._model: Any = model
@@ -165,6 +166,11 @@ class TransformersEngine:
             inputs = torch.tensor([list(ids)], device=self._model.device)
             states = self._model(inputs, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
             return torch.nn.functional.normalize(states.mean(0), dim=0).tolist()
+
+    def check(self) -> None:
+        """Raises `ServingError` once the engine is closed."""
+        if self._closed:
+            raise ServingError("the engine has been stopped")
 
     def close(self) -> None:
         """Ends all requests and the thread."""

@@ -23,13 +23,14 @@ from typing import Any
 
 from yangtuo import console
 from yangtuo.errors import ConfigError, ServingError
-from yangtuo.files import parse_json, read_json
+from yangtuo.files import read_json
 from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, UnsupportedError
 from yangtuo.inference.streaming import Server, stream
 
 PYTHON_VARIABLE = "YANGTUO_VLLM_PYTHON"
 _START_SECONDS = 600
 _BASE = "base"
+_EXTRA = frozenset(["length_penalty", "min_tokens", "bad_words", "allowed_token_ids", "structured_outputs", "priority"])
 _DIE_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -45,6 +46,7 @@ class VllmEngine:
     """`inference.engine.Engine` over a vLLM server that this process starts; adapters are loaded by name, unmerged."""
 
     name = "vLLM"
+    extra_settings = _EXTRA
 
     def __init__(self, model: Path, adapters: Mapping[str, Path], *, on_gpu: bool, max_rank: int = 64) -> None:
         python = find_python()
@@ -55,7 +57,7 @@ class VllmEngine:
                 expected=f"{PYTHON_VARIABLE}=PYTHON of an environment that has it",
                 run="python -m venv vllm && vllm/bin/pip install vllm",
             )
-        config = read_json(model / "config.json")
+        config: dict[str, Any] = read_json(model / "config.json")
         self.context_length: int | None = config.get("max_position_embeddings")
         self._adapters = dict(adapters)
         with socket.socket() as probe:
@@ -71,7 +73,7 @@ class VllmEngine:
             command += ["--enable-lora", "--max-lora-rank", str(max_rank), "--lora-modules"]
             command += [f"{name}={path}" for name, path in adapters.items()]
         # Ends when we close it, and with its file when we are killed.
-        self._log = tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log")
+        self._log = tempfile.NamedTemporaryFile("w+", prefix="vllm-", suffix=".log")  # noqa: SIM115
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VLLM_API_KEY": self._server.key}
         environment.pop("PYTHONPATH", None)
         self._process = subprocess.Popen(
@@ -81,7 +83,7 @@ class VllmEngine:
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
         """Queues a prompt, see `Engine.submit`."""
-        self._check_alive()
+        self.check()
         body = {
             **self._common(prompt, adapter),
             "stream": True,
@@ -100,15 +102,16 @@ class VllmEngine:
             "ignore_eos": True,  # what ends a reply is in stop_ids
             "stop_token_ids": list(sampling.stop_ids),
             "skip_special_tokens": False,
+            "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
+            **sampling.extra,
         }
         return stream(self._server, "/v1/completions", body, _tokens, sampling, receive)
 
     def score(self, ids: Sequence[int], logprobs: int, adapter: str | None = None) -> list[Token]:
         """Each of `ids` with its probability, see `Engine.score`."""
-        self._check_alive()
+        self.check()
         body = {**self._common(ids, adapter), "max_tokens": 1, "temperature": 0, "prompt_logprobs": max(1, logprobs)}
-        with self._server.post("/v1/completions", body) as response:
-            places = parse_json(response.read(), self.name)["choices"][0]["prompt_logprobs"]
+        places: list[Any] = self._server.ask("/v1/completions", body)["choices"][0]["prompt_logprobs"]
         tokens = [Token(ids[0])]
         for token, place in zip(ids[1:], places[1:], strict=True):
             found = sorted(((int(index), entry["logprob"]) for index, entry in place.items()), key=lambda e: -e[1])
@@ -139,7 +142,7 @@ class VllmEngine:
         end = time.monotonic() + _START_SECONDS
         with console.progress("starting vLLM", None):
             while time.monotonic() < end:
-                self._check_alive()
+                self.check()
                 connection = self._server.connect(timeout=5)
                 try:
                     connection.request("GET", "/health")
@@ -152,7 +155,8 @@ class VllmEngine:
         self.close()
         raise ServingError("vLLM has not started", found=f"no answer within {_START_SECONDS} seconds")
 
-    def _check_alive(self) -> None:
+    def check(self) -> None:
+        """Raises `ServingError` with the last error of its log where the process has ended."""
         if self._process.poll() is not None:
             self._log.seek(0)
             lines = [line for line in self._log.read().splitlines() if "Error" in line]

@@ -1,0 +1,59 @@
+"""Which engine can load an adapter as it is, beside its base, and why another cannot.
+
+Read from the adapter's settings and the names of its tensors, as the engines' sources check them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from yangtuo.weights.adapter import CONFIG_FILE
+from yangtuo.weights.checkpoint import read_json
+
+EngineName = Literal["transformers", "vllm", "llama.cpp"]
+ENGINES: tuple[EngineName, ...] = ("transformers", "vllm", "llama.cpp")
+_VLLM_MODULES = {"classifier", "score"}
+
+
+def reasons_to_merge(adapter: Path, base: Path | None = None) -> dict[EngineName, str | None]:
+    """For each engine None where it loads the adapter unmerged, else the reason why it has to be merged before.
+
+    Without the `base` that it will be put on, a grown vocabulary is not looked for.
+    """
+    if not (adapter / CONFIG_FILE).is_file():
+        return dict.fromkeys(ENGINES, "it is no directory as PEFT writes it")
+    config = read_json(adapter / CONFIG_FILE)
+    grown = _grown(adapter, base) if base else None
+    return {
+        "transformers": grown,
+        "vllm": grown or _vllm(config),
+        "llama.cpp": "llama.cpp is given one file, and knows low-rank pairs only",
+    }
+
+
+def _vllm(config: dict[str, Any]) -> str | None:
+    saved = [name for name in config.get("modules_to_save") or () if name not in _VLLM_MODULES]
+    if saved:
+        return f"vLLM loads no trained copies of {', '.join(saved)}"
+    if config.get("trainable_token_indices"):
+        return "vLLM loads no trained rows of the vocabulary"
+    if config.get("use_dora"):
+        return "vLLM loads no DoRA"
+    if config.get("bias", "none") != "none":
+        return "vLLM loads no trained biases"
+    return None if config.get("peft_type", "LORA") == "LORA" else f"vLLM loads no {config['peft_type']}"
+
+
+def _grown(adapter: Path, base: Path) -> str | None:
+    """A reason where the adapter's vocabulary is larger than its base: then no engine could put it on."""
+    from yangtuo.weights.adapter import Replace, open_adapter
+
+    rows = read_json(base / "config.json").get("vocab_size")
+    opened = open_adapter(adapter, str(adapter), adapter)
+    for target, updates in opened.updates.items():
+        for update in updates:
+            shape = opened.tensors.shape(update.key) if isinstance(update, Replace) else ()
+            if rows and len(shape) == 2 and shape[0] > rows and "embed" in target:
+                return f"it brings {shape[0]:,} rows for a base of {rows:,}"
+    return None

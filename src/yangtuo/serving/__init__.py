@@ -1,0 +1,1 @@
+"""The OpenAI API over any engine, and the web page over that."""
