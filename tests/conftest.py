@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,12 @@ SENTENCES = (
     "They say 你好 to greet, 谢谢 to thank and 再见 to part; 中国 is written with two characters.",
 )
 """What the pico tokenizers learn from: English, digits, a line of code and a few Chinese characters."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What engines make on the fly goes into a cache of the tests' own."""
+    os.environ["YANGTUO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
