@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from yangtuo.inference.text import Detokenizer, StopStrings, token_bytes
+from yangtuo.inference.text import Detokenizer, StopStrings
 from yangtuo.vocab.encoding import load_encoder
 
 TEXTS = [
@@ -73,10 +73,3 @@ def test_stop_strings_end_the_text_wherever_they_are_cut() -> None:
         shown += stream.finish()
         expected = min([text.find(stop) for stop in stops if stop in text], default=len(text))
         assert shown == text[:expected], (text, stops)
-
-
-@pytest.mark.parametrize("family", ["pico_tokenizer", "pico_byte_level"])
-def test_token_bytes_are_those_of_the_text(family: str, request: pytest.FixtureRequest) -> None:
-    encoder = load_encoder(request.getfixturevalue(family))
-    text = "the 羊驼 cat 👩"
-    assert b"".join(token_bytes(encoder, token) for token in encoder.encode(text)).strip() == text.encode()

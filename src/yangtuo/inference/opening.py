@@ -24,7 +24,6 @@ from yangtuo.inference.adapters import EngineName, reasons_to_merge
 from yangtuo.inference.cache import cached
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Engine
-from yangtuo.vocab.encoding import load_encoder
 from yangtuo.weights.gguf import open_gguf, write_gguf
 from yangtuo.weights.layouts import open_checkpoint, summarize
 
@@ -165,10 +164,7 @@ def _gguf_tokenizer(file: Path) -> Path:
 
     def make(path: Path) -> None:
         path.mkdir()
-        write = open_gguf(file).write_tokenizer
-        assert write is not None
-        write(path)
-        load_encoder(path)
+        open_gguf(file).tokenizer.write(path)
 
     return cached(f"{content_fingerprint(file)[:24]}.tokenizer", make)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yangtuo.vocab.byte_level import piece_bytes
-from yangtuo.vocab.encoding import Encoder, Family
+from yangtuo.vocab.encoding import Encoder
 
 _REPLACEMENT = "\ufffd"
 _CONTEXT = 6
@@ -81,15 +80,3 @@ class StopStrings:
     def _take(self, length: int) -> str:
         taken, self._held = self._held[:length], self._held[length:]
         return taken
-
-
-def token_bytes(encoder: Encoder, token: int) -> bytes:
-    """The bytes that a token stands for, a part of a character included; control tokens give their own text."""
-    piece = encoder.pieces[token] if token < len(encoder.pieces) else ""
-    if piece in encoder.controls:
-        return piece.encode()
-    if encoder.family is Family.BYTE_LEVEL:
-        return piece_bytes(piece)
-    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
-        return bytes([int(piece[3:5], 16)])
-    return piece.replace("\u2581", " ").encode()

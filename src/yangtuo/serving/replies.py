@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yangtuo.inference.engine import Step, Token
-from yangtuo.inference.text import Detokenizer, StopStrings, token_bytes
+from yangtuo.inference.text import Detokenizer, StopStrings
 from yangtuo.vocab.encoding import Encoder
 
 _LEAST = -9999.0
@@ -85,7 +85,7 @@ def chat_logprobs(encoder: Encoder, tokens: Sequence[Token]) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        raw = token_bytes(encoder, token)
+        raw = encoder.token_bytes(token)
         return {"token": _name(raw), "logprob": _finite(logprob), "bytes": list(raw)}
 
     content = [
@@ -96,7 +96,7 @@ def chat_logprobs(encoder: Encoder, tokens: Sequence[Token]) -> dict[str, Any]:
 
 def completion_logprobs(encoder: Encoder, tokens: Sequence[Token], count: int, offset: int = 0) -> dict[str, Any]:
     """`choices[].logprobs` of a completion, of `count` alternatives; the first token begins at `offset`."""
-    names = [_name(token_bytes(encoder, token.id)) for token in tokens]
+    names = [_name(encoder.token_bytes(token.id)) for token in tokens]
     offsets: list[int] = []
     top: list[dict[str, float] | None] = []
     for token, name in zip(tokens, names, strict=True):
@@ -107,7 +107,7 @@ def completion_logprobs(encoder: Encoder, tokens: Sequence[Token], count: int, o
             continue
         likeliest = {name: _finite(token.logprob)}
         for index, value in token.top[:count]:
-            other = _name(token_bytes(encoder, index))
+            other = _name(encoder.token_bytes(index))
             likeliest[other] = max(_finite(value), likeliest.get(other, _LEAST))
         top.append(likeliest)
     values = [None if token.logprob is None else _finite(token.logprob) for token in tokens]
