@@ -44,7 +44,7 @@ def measure(name: str, base: Path, size: int, texts: dict[str, list[str]], news:
         outcome = tokenizer.merge(pieces, "faithful", scripts, (), merged)
         merging = time.perf_counter() - start
         start = time.perf_counter()
-        findings = audit(merged, base, texts, scripts).to_dict()
+        findings = audit(merged, base, texts, scripts.names).to_dict()
         auditing = time.perf_counter() - start
         counts = [count_tokens(load_encoder(path).encode_batch(news)) for path in (base, merged)]
         peer = peer_tokens(base, [word for word in outcome.added if "\ufffd" not in word], news)

@@ -56,7 +56,7 @@ def main() -> None:
             model = output / "tokenizer.model"
             # The peer is what people have: the bare file, converted by transformers.
             target = output if style == "faithful" else model
-            results[style] = audit(target, llama, texts, scripts).to_dict() | {"seconds": seconds}
+            results[style] = audit(target, llama, texts, scripts.names).to_dict() | {"seconds": seconds}
             if style == "published":
                 assert hashlib.sha256(model.read_bytes()).hexdigest() == PUBLISHED_SHA256
     print(f"{'':<24}{'faithful':>12}{'published':>12}")

@@ -27,7 +27,8 @@ class TokenizerAuditConfig(StageConfig):
     repeatable."""
     output: Path | None = None
     """The directory for audit.json and index.html; without it the findings are only printed."""
-    script: Words = ("Han",)
-    """Unicode scripts of the new pieces; lines of other scripts should not have changed; repeatable."""
+    script: Words = ()
+    """Unicode scripts of the new pieces; lines of other scripts should not have changed; repeatable. Default: those
+    that the tokenizer was merged for, or that its new pieces are written in."""
     training_tokens: Positive | None = None
     """How many tokens of training are planned, so that the advice says whether they are enough."""

@@ -26,7 +26,8 @@ class TokenizerMergeConfig(StageConfig):
     """The tokenizer directory to write."""
     style: Literal["faithful", "published"] = "faithful"
     """faithful keeps the base's segmentation of everything else; published follows Chinese-LLaMA's score-0 recipe."""
-    script: Words = ("Han",)
-    """Unicode scripts that new pieces may be made of (faithful style); repeatable."""
+    script: Words = ()
+    """Unicode scripts that new pieces may be made of (faithful style); repeatable. Default: those that the pieces were
+    learned for, Han for pieces of other tools."""
     add_token: Words = ()
     """A token to append after the pieces, such as [PAD]; repeatable."""

@@ -26,8 +26,14 @@ class TokenizerTrainConfig(StageConfig):
     """How many new pieces to learn."""
     output: Path
     """The directory of learned pieces to write."""
-    script: Words = ("Han",)
-    """Unicode scripts that new pieces may be made of, beside CJK punctuation where Han is among them; repeatable."""
+    language: str | None = None
+    """The language to learn, such as zh, ja, ko, hi or sr-Latn, which says the scripts of its pieces."""
+    script: Words = ()
+    """Unicode scripts that new pieces may be made of instead (default: Han); repeatable. Latin stands for what English
+    lacks; with --script ASCII beside it pieces may be English words, too, and English is cut otherwise."""
+    widen: bool = False
+    """For byte-level bases that cut words at vowel signs (Hindi, Thai, Tibetan): keep words of these scripts whole.
+    transformers and vLLM read the result; llama.cpp cannot."""
     sample_bytes: Positive = 200_000_000
     """At most this many bytes of text are read into memory; larger corpora are sampled evenly."""
     dry_run: Annotated[bool, HOW] = False

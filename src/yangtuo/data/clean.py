@@ -1,4 +1,4 @@
-"""Cleaning fit for Chinese: mends what scanning, copying and page layout did to a text, and deletes no script.
+"""Cleaning fit for Chinese and all else: mends what scanning, copying and layout did, and keeps what scripts need.
 
 Unicode is composed (NFC), never folded: NFKC would turn `，` into `,` and `①` into `1`. This module knows no files.
 """
@@ -6,15 +6,20 @@ Unicode is composed (NFC), never folded: NFKC would turn `，` into `,` and `①
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
 from yangtuo.data.decontaminate import Exam
+from yangtuo.data.records import compose
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _WIDE = _HAN + "\u3001-\u3011\u3014-\u301f\uff01-\uff0f\uff1a-\uff20\u201c\u201d\u2018\u2019\u2026\u2014"
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u2060\ufeff\ufffe\uffff]")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u2060\ufeff\ufffe\uffff]")
+# Thai, Lao, Burmese, Khmer and their neighbours part words by U+200B; elsewhere it is an accident of copying.
+_BESIDE_BREAKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u1aaf\ua9e0-\ua9ff\uaa60-\uaadf\u200b"
+_WORD_BREAKS = re.compile(f"(?<![{_BESIDE_BREAKS}])\u200b+(?![{_BESIDE_BREAKS}])")
+_MARKS = re.compile("[\u200e\u200f]")  # of direction: they say something where some text runs from right to left
+_RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]")
 _BREAKS = re.compile("\r\n?|\x85|\u2028|\u2029")
 _INNER_BLANKS = re.compile(f"(?<=[{_WIDE}])[ \u00a0]{{1,2}}(?=[{_WIDE}])")
 _PROSE = re.compile("[，。！？；]")
@@ -69,10 +74,15 @@ def clean(text: str, filtered: Filtered) -> str:
     """The text with one kind of line break, composed characters, no control characters, no blanks inside Chinese
     words, and without lines of page numbers, navigation and advertisement; what went is counted in `filtered`."""
     text = _BREAKS.sub("\n", text)
-    if not unicodedata.is_normalized("NFC", text):
-        filtered.add("uncomposed characters (NFC)", 1, text[:60])
-        text = unicodedata.normalize("NFC", text)
+    text = compose(text)
     text = _remove(_CONTROLS, text, "control characters", filtered, "")
+    text = _remove(_WORD_BREAKS, text, "control characters", filtered, "")
+    if _MARKS.search(text):
+        lines = text.split("\n")
+        text = "\n".join(
+            line if _RIGHT_TO_LEFT.search(line) else _remove(_MARKS, line, "control characters", filtered, "")
+            for line in lines
+        )
     text = _remove(_BOILERPLATE, text, "boilerplate lines", filtered, "")
     if " " in text or "\u3000" in text or "\u00a0" in text:
         text = _TRAILING_BLANKS.sub("", text)

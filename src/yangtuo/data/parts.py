@@ -38,6 +38,7 @@ from yangtuo.data.readers import Division, read_documents, record_text
 from yangtuo.data.records import (
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
+    compose,
     detect_encoding,
     is_compressed,
     list_files,
@@ -179,11 +180,11 @@ def _read(part: Part, division: Division) -> Iterator[tuple[Iterable[str], str]]
     for piece in part.pieces:
         if piece.end is not None:
             for record in read_records(piece.file, piece.begin, piece.end):
-                yield (record_text(record),), record.encoding
+                yield (compose(record_text(record)),), record.encoding
         elif division == "file" and suffix(piece.file) == ".txt" and piece.num_bytes > _STREAMED_ABOVE:
             with open_text(piece.file) as (stream, encoding):
                 # A line longer than a fragment is cut where the fragment ends.
-                read = iter(lambda: stream.read(_FRAGMENT) + stream.readline(_FRAGMENT), "")
+                read = iter(lambda: compose(stream.read(_FRAGMENT) + stream.readline(_FRAGMENT)), "")
                 yield read, encoding
         else:
             for document in read_documents(piece.file, division):

@@ -21,6 +21,7 @@ from yangtuo.data.records import (
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
     Record,
+    compose,
     decode,
     is_compressed,
     list_files,
@@ -65,7 +66,7 @@ def read_documents(path: Path, division: Division = "file") -> Iterator[Document
             for record in read_records(file):
                 text = record_text(record)
                 if text.strip():
-                    yield Document(text, record.place, record.encoding)
+                    yield Document(compose(text), record.place, record.encoding)
 
 
 def _from_text(file: Path, division: Division) -> Iterator[Document]:
@@ -74,7 +75,7 @@ def _from_text(file: Path, division: Division) -> Iterator[Document]:
         if records.suffix(file) in _MARKDOWN_SUFFIXES:
             lines = io.StringIO(_NOT_SHOWN.sub("", stream.read()))
         parts = {"file": _whole, "paragraph": _paragraphs, "line": _lines}[division](lines)
-        yield from (Document(part, str(file), encoding) for part in parts if part.strip())
+        yield from (Document(compose(part), str(file), encoding) for part in parts if part.strip())
 
 
 def _whole(stream: IO[str]) -> Iterator[str]:
@@ -145,4 +146,4 @@ def _beginning(file: Path, num_bytes: int, whole: bool) -> Iterator[str]:
     with open_bytes(file) as stream:
         data = stream.read(num_bytes)
     complete = data.rpartition(b"\n")[0] or data
-    yield decode(complete, str(file))[0]
+    yield compose(decode(complete, str(file))[0])

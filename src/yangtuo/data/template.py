@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from yangtuo.data.records import compose
 from yangtuo.errors import ConfigError, DataError, FileError, VocabularyError
 from yangtuo.vocab.directory import is_ice_text, read_templates
 
@@ -326,7 +327,9 @@ def _rest(prompt: list[_Run], whole: list[_Run]) -> list[_Run] | None:
 def _encode(encoder: Encoder, runs: Sequence[_Run], continues: bool = False) -> list[list[int]]:
     """Ids of each run; every run has SentencePiece's space before it, but a first one that `continues` another."""
     return [
-        [run.control] if run.control is not None else encoder.encode(run.text, prefix=not (continues and number == 0))
+        [run.control]
+        if run.control is not None
+        else encoder.encode(compose(run.text), prefix=not (continues and number == 0))
         for number, run in enumerate(runs)
     ]
 

@@ -20,7 +20,7 @@ from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, list_files
 from yangtuo.vocab.advice import advise
 from yangtuo.vocab.audit import Audit, audit
 from yangtuo.vocab.audit_page import render_page
-from yangtuo.vocab.scripts import compile_scripts
+from yangtuo.vocab.scripts import ASCII
 
 JSON_FILE = "audit.json"
 PAGE_FILE = "index.html"
@@ -32,8 +32,8 @@ def run(config: TokenizerAuditConfig) -> Artifact | dict[str, Any]:
         refuse_existing(config.output)
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     base = open_artifact(config.base, Kind.TOKENIZER, Kind.MODEL)
-    scripts = compile_scripts(config.script)
-    findings = audit(tokenizer.path, base.path, _texts(config), scripts)
+    told = tokenizer.manifest.details.get("script", ()) if tokenizer.manifest else ()
+    findings = audit(tokenizer.path, base.path, _texts(config), config.script or told)
     advice = _advice(findings, config)
     values = {**findings.to_dict(), "advice": advice}
     _report(findings)
@@ -69,7 +69,7 @@ def _documents(file: Path, name: str) -> Iterator[str]:
 
 
 def _advice(findings: Audit, config: TokenizerAuditConfig) -> str:
-    own = [findings.by_script[name].to_dict() for name in config.script if name in findings.by_script]
+    own = [findings.by_script[name].to_dict() for name in findings.scripts if name in findings.by_script]
     best = max(own, key=lambda row: row["characters"], default={"base_chars_per_token": 0.0, "chars_per_token": 0.0})
     rates = best["base_chars_per_token"], best["chars_per_token"]
     return advise(*rates, findings.new_pieces, config.training_tokens).text
@@ -82,3 +82,12 @@ def _report(findings: Audit) -> None:
         if row["characters"]
     ]
     console.stderr.print(console.table("Characters per token", ["lines in", "characters", "base", "new"], rows))
+    if not findings.num_compared:
+        console.warn("no text holds English, digits or code: whether they are cut as before was not measured")
+    elif ASCII in findings.scripts:
+        changed = ", ".join(f"{name} {amount.num_changed:,}" for name, amount in findings.by_file.items())
+        console.warn(f"pieces may be made of English letters; lines that are cut otherwise, by file: {changed}")
+    if findings.leading_spaces:
+        console.note(f"{findings.leading_spaces:,} new pieces start with a space, as words of their script do")
+    if findings.leading_blank:
+        console.warn(f"{len(findings.leading_blank):,} new pieces start with a space that their script does not write")

@@ -12,7 +12,7 @@ from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.base import Outcome, open_base
 from yangtuo.vocab.encoding import load_encoder
-from yangtuo.vocab.scripts import compile_scripts
+from yangtuo.vocab.scripts import DEFAULT_SCRIPTS, Scripts, compile_scripts
 
 
 def run(config: TokenizerMergeConfig) -> Artifact:
@@ -20,11 +20,14 @@ def run(config: TokenizerMergeConfig) -> Artifact:
     refuse_existing(config.output)
     base = open_artifact(config.base, Kind.TOKENIZER, Kind.MODEL)
     pieces = open_artifact(config.pieces, Kind.TOKENIZER, Kind.MODEL)
-    scripts = compile_scripts(config.script)
+    told = pieces.manifest.details if pieces.manifest else {}
+    scripts = compile_scripts(config.script or told.get("script") or DEFAULT_SCRIPTS)
     tokenizer = open_base(base.path)
+    if told.get("widened"):
+        tokenizer = tokenizer.widened(scripts)
     with draft(config, Kind.TOKENIZER, {"base": base, "pieces": pieces}) as made:
         outcome = tokenizer.merge(pieces.path, config.style, scripts, config.add_token, made.path)
-        _require_new(config, outcome)
+        _require_new(config, scripts, outcome)
         encoder = load_encoder(made.path)
         made.describe(
             tokenizer=encoder.fingerprint,
@@ -33,6 +36,7 @@ def run(config: TokenizerMergeConfig) -> Artifact:
                 "vocabulary_size": encoder.vocabulary_size,
                 "base_vocabulary_size": tokenizer.size,
                 "added": len(outcome.added),
+                "script": list(scripts.names),
                 "added_tokens": list(config.add_token),
                 "closed": outcome.closed,
                 "out_of_script": outcome.out_of_script,
@@ -46,10 +50,10 @@ def run(config: TokenizerMergeConfig) -> Artifact:
     return made.artifact
 
 
-def _require_new(config: TokenizerMergeConfig, outcome: Outcome) -> None:
+def _require_new(config: TokenizerMergeConfig, scripts: Scripts, outcome: Outcome) -> None:
     if not outcome.added:
         raise VocabularyError(
-            f"{config.pieces} holds no new piece in {' or '.join(config.script)}",
+            f"{config.pieces} holds no new piece in {' or '.join(scripts.names)}",
             found=f"{len(outcome.out_of_script):,} pieces of other characters, and pieces that the base has",
             expected="pieces of the wanted script that the base lacks; see --script",
         )

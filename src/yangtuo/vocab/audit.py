@@ -21,15 +21,14 @@ from yangtuo.errors import VocabularyError
 from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.vocab.engines import FastEngine
-from yangtuo.vocab.scripts import BLANK, Scripts
+from yangtuo.vocab.scripts import BLANK, DEFAULT_SCRIPTS, Scripts, compile_scripts, letter_counts, writes_spaces
 from yangtuo.vocab.sentencepiece_model import is_bpe
 
 _BATCH = 4096  # lines encoded at once
 _NUM_WORST = 20
 _NUM_LISTED = 1000
 _LONGEST_SHOWN = 400  # characters or pieces of a line
-_SCRIPTS = ("Han", "Latin", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Thai", "Devanagari")
-_LETTERS = regex.compile("|".join(rf"(?P<{name}>\p{{Script={name}}})" for name in _SCRIPTS))
+_WRITTEN_IN = 0.05  # share of the letters of new pieces from which on a script is taken for one of theirs
 PLAIN = regex.compile(r"[\p{Script=Latin}\p{Nd}!-~]")  # letters, digits and signs of English and of code
 
 
@@ -40,9 +39,11 @@ class Amount:
     num_characters: int = 0
     num_tokens: int = 0
     num_base_tokens: int = 0
+    num_changed: int = 0
 
-    def add(self, text: str, ids: Sequence[int], base_ids: Sequence[int]) -> None:
+    def add(self, text: str, ids: Sequence[int], base_ids: Sequence[int], changed: bool) -> None:
         """Counts one line."""
+        self.num_changed += changed
         self.num_characters += len(text)
         self.num_tokens += len(ids)
         self.num_base_tokens += len(base_ids)
@@ -53,6 +54,7 @@ class Amount:
             "characters": self.num_characters,
             "chars_per_token": _ratio(self.num_characters, self.num_tokens),
             "base_chars_per_token": _ratio(self.num_characters, self.num_base_tokens),
+            "changed_lines": self.num_changed,
         }
 
 
@@ -76,12 +78,18 @@ class Audit:
     changed: list[Sample] = field(default_factory=list)
     mismatched: list[Sample] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    num_changed: int = 0
+    scripts: tuple[str, ...] = ()
+    """The scripts of the new pieces."""
+    num_compared: int = 0
+    """Lines with English, digits or code: those that could have changed."""
     num_mismatched: int = 0
     num_broken: int = 0
     dead: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     leading_blank: list[str] = field(default_factory=list)
+    """New pieces that start with a space and are not of a script that parts words by spaces."""
+    leading_spaces: int = 0
+    """New pieces that start with a space as words of their script do."""
     unused: int = 0
     lengths: dict[int, int] = field(default_factory=dict)
     """Characters in a new piece -> number of such pieces."""
@@ -97,7 +105,9 @@ class Audit:
             "num_lines": self.num_lines,
             "chars_per_token": _ratio(self.total.num_characters, self.total.num_tokens),
             "base_chars_per_token": _ratio(self.total.num_characters, self.total.num_base_tokens),
-            "changed_lines": self.num_changed,
+            "script": list(self.scripts),
+            "compared_lines": self.num_compared,
+            "changed_lines": self.total.num_changed if self.num_compared else None,
             "dead_pieces": len(self.dead),
             "lost_pieces": len(self.lost),
             "engine_mismatch_lines": self.num_mismatched,
@@ -105,6 +115,7 @@ class Audit:
             "new_pieces": self.new_pieces,
             "unused_pieces": self.unused,
             "leading_blank_pieces": len(self.leading_blank),
+            "leading_space_pieces": self.leading_spaces,
             "by_script": {name: amount.to_dict() for name, amount in self.by_script.items()},
             "by_file": {name: amount.to_dict() for name, amount in self.by_file.items()},
             "piece_lengths": {str(key): self.lengths[key] for key in sorted(self.lengths)},
@@ -120,12 +131,13 @@ class Audit:
         }
 
 
-def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scripts: Scripts) -> Audit:
+def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], script: Sequence[str] = ()) -> Audit:
     """Measures `tokenizer` against `base` over the lines of `texts` (label -> texts).
 
-    A changed line is one in which a piece with Latin letters, digits or ASCII signs, and none of `scripts`, is no
-    longer cut as the base cuts it. Lines are compared without their line ends. Raises `VocabularyError` where
-    `tokenizer` does not extend `base`.
+    A changed line is one in which a piece with Latin letters, digits or ASCII signs, and none of `script` (default:
+    that of the new pieces), is no longer cut as the base cuts it; where pieces may be made of English letters, any
+    line that is cut otherwise. Lines are compared without their line ends. Raises `VocabularyError` where `tokenizer`
+    does not extend `base`.
     """
     new, old = load_encoder(tokenizer), load_encoder(base)
     if new.pieces[: old.vocabulary_size] != old.pieces:
@@ -134,7 +146,8 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
             found=f"{new.vocabulary_size:,} pieces whose first {old.vocabulary_size:,} are not the base's",
             expected="the tokenizer that it was made from as --base",
         )
-    found, other = Audit(), _as_transformers(tokenizer)
+    scripts = compile_scripts(script or _written_in(new, old))
+    found, other = Audit(scripts=scripts.names), _as_transformers(tokenizer)
     used: Counter[int] = Counter()
     spans = _Spans(new, scripts), _Spans(old, scripts)
     for label, some in texts.items():
@@ -143,26 +156,38 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
             ids, base_ids, other_ids = new.encode_batch(lines), old.encode_batch(lines), other.encode_batch(lines, None)
             for text, one, before, engine in zip(lines, ids, base_ids, other_ids, strict=True):
                 used.update(one)
-                script = _dominant_script(text)
-                for counted in (amount, found.total, found.by_script.setdefault(script, Amount())):
-                    counted.add(text, one, before)
+                plain = PLAIN.search(text) is not None
+                changed = plain and one != before and spans[1].differ(before, spans[0], one)
+                found.num_compared += plain
+                for counted in (amount, found.total, found.by_script.setdefault(_dominant_script(text), Amount())):
+                    counted.add(text, one, before, changed)
                 if engine != one:
                     found.num_mismatched += 1
                     _keep(found.mismatched, text, one, engine, (new, new))
                 if new.decode(one) != text:
                     found.num_broken += 1
                     found.broken += [text[:_LONGEST_SHOWN]] if len(found.broken) < _NUM_WORST else []
-                if one != before and PLAIN.search(text) and not spans[1].plain(before) <= spans[0].all(one):
-                    found.num_changed += 1
+                if changed:
                     _keep(found.changed, text, one, before, (new, old))
                 if len(before) > 8 and len(text) <= 200 and scripts.share(text) > 0.5:
                     _keep_worst(found, text, one, before, (new, old))
             found.num_lines += len(lines)
-    _judge_pieces(found, new, old, used)
+    _judge_pieces(found, (new, old), used, scripts)
     return found
 
 
-def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) -> None:
+def _written_in(new: Encoder, old: Encoder) -> tuple[str, ...]:
+    """The scripts of the pieces that `new` has beyond `old`; Latin only where there is no other."""
+    controls = set(new.controls.values())
+    fresh = range(old.vocabulary_size, new.vocabulary_size)
+    counts = letter_counts("".join(readable(new, index) for index in fresh if index not in controls))
+    latin = counts.pop("Latin", 0)
+    names = tuple(name for name, count in counts.items() if count > _WRITTEN_IN * counts.total())
+    return names or (("Latin",) if latin else DEFAULT_SCRIPTS)
+
+
+def _judge_pieces(found: Audit, encoders: tuple[Encoder, Encoder], used: Counter[int], scripts: Scripts) -> None:
+    new, old = encoders
     controls = set(new.controls.values())
     fresh = [index for index in range(old.vocabulary_size, new.vocabulary_size) if index not in controls]
     found.new_pieces = len(fresh)
@@ -171,7 +196,11 @@ def _judge_pieces(found: Audit, new: Encoder, old: Encoder, used: Counter[int]) 
         if new.split_piece(new.pieces[index]) != [index]:
             found.dead.append(text)
         if text.startswith(" "):
-            found.leading_blank.append(BLANK + text[1:])
+            script = next(iter(letter_counts(text)), "")
+            if script in scripts.names and writes_spaces(script):
+                found.leading_spaces += 1
+            else:
+                found.leading_blank.append(BLANK + text[1:])
         length = len(new.token_bytes(index).decode("utf-8", errors="replace"))
         found.lengths[length] = found.lengths.get(length, 0) + 1
         power = used[index].bit_length() - 1
@@ -192,7 +221,10 @@ class _Spans:
         data = [encoder.token_bytes(index) for index in range(encoder.vocabulary_size)]
         self._lengths = [len(one) for one in data]
         texts = [one.decode("utf-8", errors="replace") for one in data]
-        self._plain = [bool(PLAIN.search(text)) and not scripts.own.search(text) for text in texts]
+        own = [scripts.own.search(text) is not None for text in texts]
+        self._any = scripts.share_base
+        self._own = own if "Latin" in scripts.names else [False] * len(own)
+        self._plain = [PLAIN.search(text) is not None and not mine for text, mine in zip(texts, own, strict=True)]
 
     def all(self, ids: Sequence[int]) -> set[tuple[int, int]]:
         """Offset and id of every piece."""
@@ -202,9 +234,17 @@ class _Spans:
             offset += self._lengths[index]
         return spans
 
-    def plain(self, ids: Sequence[int]) -> set[tuple[int, int]]:
-        """Offset and id of the pieces of English, digits and code."""
-        return {(offset, index) for offset, index in self.all(ids) if self._plain[index]}
+    def differ(self, ids: Sequence[int], other: _Spans, other_ids: Sequence[int]) -> bool:
+        """Whether `other_ids` lack a piece of English, digits and code that `ids` have, both of one text.
+
+        A piece that has become part of a word of the new language, which uses the same letters, is none.
+        """
+        if self._any:
+            return list(ids) != list(other_ids)
+        all_of_other = other.all(other_ids)
+        missing = {(offset, index) for offset, index in self.all(ids) if self._plain[index]} - all_of_other
+        words = [(begin, begin + other._lengths[index]) for begin, index in all_of_other if other._own[index]]
+        return any(not any(begin <= offset < end for begin, end in words) for offset, _ in missing)
 
 
 def readable(encoder: Encoder, index: int) -> str:
@@ -213,8 +253,7 @@ def readable(encoder: Encoder, index: int) -> str:
 
 
 def _dominant_script(text: str) -> str:
-    counts = Counter(match.lastgroup for match in _LETTERS.finditer(text))
-    return str(counts.most_common(1)[0][0]) if counts else "no letters"
+    return next(iter(letter_counts(text)), "no letters")
 
 
 def _keep(

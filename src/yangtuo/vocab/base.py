@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from yangtuo.errors import FileError, VocabularyError
-from yangtuo.vocab.byte_level import Merge, learn_merges, merge_byte_level, require_byte_level
+from yangtuo.vocab.byte_level import Merge, chars_per_word, learn_merges, merge_byte_level, require_byte_level, widen
 from yangtuo.vocab.directory import MODEL_FILE, TokenizerDirectory, read_directory
 from yangtuo.vocab.encoding import Family, fast_family
 from yangtuo.vocab.learn import learn_pieces, sentencepiece_pieces
@@ -51,8 +51,18 @@ class Base(Protocol):
         """Number of its ids."""
         ...
 
-    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
-        """Learns `size` new pieces and writes them into `directory`."""
+    def ceiling(self, lines: Sequence[str]) -> float | None:
+        """Characters per token of `lines` that no new pieces can go beyond; None where there is no such limit."""
+        ...
+
+    def widened(self, scripts: Scripts) -> Base:
+        """The base with words of `scripts` kept whole before merges; raises `VocabularyError` where it cannot be."""
+        ...
+
+    def learn(
+        self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path, held_out: Sequence[str] = ()
+    ) -> LearnedPieces:
+        """Learns `size` new pieces, those first that `held_out` uses, and writes them into `directory`."""
         ...
 
     def merge(
@@ -86,9 +96,23 @@ class SentencePieceBase:
         """Number of pieces."""
         return len(self.proto.pieces)
 
-    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
+    def ceiling(self, lines: Sequence[str]) -> float | None:  # noqa: ARG002
+        """None: SentencePiece parts text at nothing that pieces could not hold."""
+        return None
+
+    def widened(self, scripts: Scripts) -> Base:  # noqa: ARG002
+        """Raises `VocabularyError`: there is nothing to widen."""
+        raise VocabularyError(
+            "a SentencePiece base has no pre-tokenizer to widen",
+            expected="--widen for byte-level bases alone",
+            run="the same command without --widen",
+        )
+
+    def learn(
+        self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path, held_out: Sequence[str] = ()
+    ) -> LearnedPieces:
         """Learns pieces and writes them as a SentencePiece model."""
-        learned = learn_pieces(self.proto, texts, size, scripts)
+        learned = learn_pieces(self.proto, texts, size, scripts, held_out)
         (directory / MODEL_FILE).write_bytes(sentencepiece_pieces(learned.pieces))
         return LearnedPieces(len(learned.pieces), learned.num_characters)
 
@@ -127,9 +151,19 @@ class ByteLevelBase:
         """Number of its ids, added tokens included."""
         return len(self.tokenizer.pieces)
 
-    def learn(self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path) -> LearnedPieces:
+    def ceiling(self, lines: Sequence[str]) -> float | None:
+        """Characters per word as the pre-tokenizer parts words."""
+        return chars_per_word(self.content, lines)
+
+    def widened(self, scripts: Scripts) -> ByteLevelBase:
+        """The base with a pre-tokenizer that keeps words of `scripts` whole."""
+        return replace(self, content=widen(self.content, scripts))
+
+    def learn(
+        self, texts: Iterable[str], size: int, scripts: Scripts, directory: Path, held_out: Sequence[str] = ()
+    ) -> LearnedPieces:
         """Learns merges and writes them as merges.txt."""
-        learned = learn_merges(self.content, texts, size, scripts)
+        learned = learn_merges(self.content, texts, size, scripts, held_out)
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in learned.merges)]
         (directory / MERGES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
         return LearnedPieces(len(learned.merges), learned.num_characters)

@@ -10,16 +10,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.engines import FastEngine
-from yangtuo.vocab.learn import continue_merges, covering_characters, learn_within, script_lines
+from yangtuo.vocab.learn import (
+    Candidate,
+    continue_merges,
+    covering_characters,
+    earned,
+    learn_within,
+    script_lines,
+    used_candidates,
+)
 from yangtuo.vocab.scripts import Scripts
 
 Merge = tuple[str, str]
+_GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+"""How ByteLevel parts words with `use_regex`, from GPT-2's encoder.py."""
 _MAX_MISSING_BYTES = 56  # SmolLM2 lacks 21 bytes, which only rare or invalid UTF-8 holds
 
 
@@ -60,6 +71,47 @@ def require_byte_level(content: Mapping[str, Any], name: str) -> None:
         )
 
 
+def chars_per_word(content: Mapping[str, Any], lines: Sequence[str]) -> float:
+    """Characters per word as the pre-tokenizer of a tokenizer.json parts `lines`: no merge gets beyond that."""
+    words = sum(map(len, FastEngine(content).encode_words(lines)))
+    return sum(map(len, lines)) / max(words, 1)
+
+
+def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
+    """The tokenizer.json `content` with a pre-tokenizer that keeps words of `scripts` whole, with marks and joiners.
+
+    All other text is parted as before. Raises `VocabularyError` where the pre-tokenizer is none that this can be done
+    with. llama.cpp knows pre-tokenizers by name, and none of these.
+    """
+    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000 and scripts.letter.match(chr(code))]
+    edges = [codes[0], *(edge for a, b in pairwise(codes) if b != a + 1 for edge in (a, b)), codes[-1]]
+    letters = "".join(rf"\x{{{low:X}}}-\x{{{high:X}}}" for low, high in zip(edges[::2], edges[1::2], strict=True))
+    word = rf"{' ?' if scripts.takes_blank else ''}[{letters}][{letters}\p{{M}}\x{{200C}}\x{{200D}}]*|"
+    step = content.get("pre_tokenizer") or {}
+    steps: list[dict[str, Any]] = []
+    for one in step.get("pretokenizers", [step]):
+        if one["type"] == "ByteLevel" and one.get("use_regex", True) and not one["add_prefix_space"]:
+            steps += [_split(word + _GPT2_SPLIT), {**one, "use_regex": False}]
+        elif one["type"] == "Split" and "Regex" in one["pattern"] and one["behavior"] in ("Isolated", "Removed"):
+            steps.append({**one, "pattern": {"Regex": word + one["pattern"]["Regex"]}})
+        else:
+            steps.append(one)
+    widened = {**content, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    sample = "".join(map(chr, codes[:8]))
+    if chars_per_word(widened, [sample]) < len(sample):
+        raise VocabularyError(
+            "the base's pre-tokenizer cannot be widened",
+            found=", ".join(one["type"] for one in step.get("pretokenizers", [step])),
+            expected="one that parts words by a regular expression, as GPT-2, Llama 3, Qwen and SmolLM2 do",
+            run="the same command without --widen",
+        )
+    return widened
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
 @dataclass(frozen=True)
 class LearnedMerges:
     """New merges in their order."""
@@ -69,10 +121,12 @@ class LearnedMerges:
     """How many whole characters they form."""
 
 
-def learn_merges(base: Mapping[str, Any], texts: Iterable[str], size: int, scripts: Scripts) -> LearnedMerges:
+def learn_merges(
+    base: Mapping[str, Any], texts: Iterable[str], size: int, scripts: Scripts, held_out: Sequence[str] = ()
+) -> LearnedMerges:
     """Learns `size` merges of `scripts` after those of the tokenizer.json content `base`, from `texts`.
 
-    Raises `VocabularyError` where the texts hold fewer.
+    Pieces that `held_out` does not use give way to others. Raises `VocabularyError` where the texts hold fewer.
     """
     lines, counts = script_lines(texts, scripts, blank=" ")
     engine = FastEngine(base)
@@ -87,11 +141,17 @@ def learn_merges(base: Mapping[str, Any], texts: Iterable[str], size: int, scrip
         if len(parts) > 1 and all(_acceptable("".join(merge), scripts) for merge in _character_merges([parts]))
     ]
 
-    def learn(characters: Sequence[str]) -> list[Merge]:
+    def learn(characters: Sequence[str]) -> list[Candidate]:
         first = _character_merges(spelled[one] for one in characters)[:size]
-        return [*first, *_word_merges(_extended(base, first), lines, scripts, size - len(first))]
+        num_merges = size + (size // 2 if held_out else 0) - len(first)
+        merges = [*first, *_word_merges(_extended(base, first), lines, scripts, num_merges)]
+        return [Candidate(left + right, (left, right)) for left, right in merges]
 
-    merges = learn_within(size, apart, learn)
+    candidates = learn_within(size, apart, learn)
+    if held_out:
+        grown = FastEngine(_extended(base, [(one.parts[0], one.parts[1]) for one in candidates]))
+        candidates = earned(candidates, size, used_candidates(grown, held_out, len(pieces), candidates))
+    merges = [(one.parts[0], one.parts[1]) for one in candidates[:size]]
     return LearnedMerges(merges, sum(_is_character(left + right) for left, right in merges))
 
 
@@ -111,15 +171,16 @@ def _word_merges(content: Mapping[str, Any], lines: Sequence[str], scripts: Scri
     usable = {index: piece for index, piece in enumerate(pieces) if _usable(piece, scripts)}
     known = set(pieces)
     merges: dict[str, Merge] = {}
-    for left, right in continue_merges(FastEngine(content), usable, lines, num_merges):
-        if left + right not in known and scripts.accepts(_text(left + right)):
+    for left, right in continue_merges(
+        FastEngine(content), usable, lines, num_merges, lambda piece: scripts.accepts(_text(piece))
+    ):
+        if left + right not in known:
             merges.setdefault(left + right, (left, right))
     return list(merges.values())
 
 
 def _usable(piece: str, scripts: Scripts) -> bool:
-    text = _text(piece)
-    return scripts.accepts(text) or (scripts.takes_blank and text == " ")
+    return scripts.stands_in(_text(piece))
 
 
 @dataclass(frozen=True)

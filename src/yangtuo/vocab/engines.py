@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,6 +61,14 @@ class Engine(Protocol):
         ...
 
 
+class MergingEngine(Engine, Protocol):
+    """An engine of a tokenizer that can be extended."""
+
+    def encode_words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """The ids of each word of each text, as the tokenizer parts words before it merges."""
+        ...
+
+
 class SentencePieceEngine:
     """SentencePiece's processor, with tokens beyond the model's pieces as `added` (id -> text)."""
 
@@ -89,6 +99,10 @@ class SentencePieceEngine:
             return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts, num_threads)]
         threads = num_threads or os.cpu_count() or 1
         return list(self._processor.encode(list(texts), num_threads=threads, return_type="numpy"))
+
+    def encode_words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """The ids of each text, all of it one word: SentencePiece merges over spaces where it has such pieces."""
+        return [[ids] for ids in self.encode_batch(texts, None)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`; tokens beyond the model's pieces are controls and give nothing."""
@@ -144,6 +158,17 @@ class FastEngine:
     def encode_arrays(self, texts: Sequence[str], num_threads: int | None) -> list[npt.NDArray[np.int32]]:
         """The ids of each text as arrays."""
         return [np.array(ids, dtype=np.int32) for ids in self.encode_batch(texts, num_threads)]
+
+    def encode_words(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """The ids of each word of each text, as its pre-tokenizer cuts words."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            [
+                [index for index, _ in word]
+                for _, word in groupby(zip(one.ids, one.word_ids, strict=True), itemgetter(1))
+            ]
+            for one in encodings
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`."""

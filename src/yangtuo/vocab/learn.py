@@ -10,18 +10,18 @@ import io
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.engines import Engine, SentencePieceEngine
-from yangtuo.vocab.merge import extend
+from yangtuo.vocab.engines import Engine, MergingEngine, SentencePieceEngine
+from yangtuo.vocab.merge import extend, outward
 from yangtuo.vocab.scripts import BLANK, Scripts
 from yangtuo.vocab.sentencepiece_model import NORMAL, UNKNOWN, load_processor, parse_model
 
@@ -33,7 +33,8 @@ _SPARE = 64  # merges learned beyond the wanted, for some give pieces that the b
 _FIRST_SYMBOL = 0xF0000  # private characters stand for pieces while merges are counted
 _CHARACTER_SHARE = 0.6  # of the new pieces, where words are left to learn
 
-Item = TypeVar("Item")
+_LEAST_BLOCK = 500  # characters between two places where a text is divided
+_DIVISION = 10  # of so many blocks one chooses pieces and one is reported on
 _BLOCK = 1 << 15
 _LONGEST_BLOCK = 60_000  # characters; SentencePiece's trainer counts positions in 16 bits
 
@@ -47,26 +48,60 @@ class Learned:
     """How many of `pieces` are single characters."""
 
 
-def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts) -> Learned:
+@dataclass(frozen=True)
+class Candidate:
+    """A piece that may be added, and the two that it is merged of; a single character has none."""
+
+    piece: str
+    parts: tuple[str, ...] = ()
+
+
+def divide_texts(texts: Iterable[str]) -> tuple[list[str], list[str], list[str]]:
+    """Text to learn from, a tenth to choose pieces by, and a tenth to report on, cut at line ends.
+
+    What is too short to be divided is all in the first, and again in the last.
+    """
+    blocks: list[str] = []
+    for text in texts:
+        start = 0
+        while start < len(text):
+            end = text.find("\n", start + _LEAST_BLOCK) + 1 or len(text)
+            blocks.append(text[start:end])
+            start = end
+    if len(blocks) < 2 * _DIVISION:
+        return blocks, [], blocks
+    learned = [block for number, block in enumerate(blocks) if number % _DIVISION not in (4, 9)]
+    return learned, blocks[4::_DIVISION], blocks[9::_DIVISION]
+
+
+def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts, held_out: Sequence[str] = ()) -> Learned:
     """Learns `size` pieces of `scripts` for the SentencePiece BPE model `base` from `texts`.
 
-    Raises `VocabularyError` where the texts hold fewer.
+    Pieces that `held_out` does not use give way to others. Raises `VocabularyError` where the texts hold fewer.
     """
     known = {piece.piece for piece in base.pieces if piece.type == NORMAL}
     lines, counts = script_lines(texts, scripts, blank=BLANK)
-    characters = covering_characters(counts)
-    apart = [one for one in characters if one not in known]
+    # A character that others write, too, is joined only where the base has it as a piece.
+    alphabet = {one for one in counts if one in known or one == BLANK or scripts.own.match(one)}
+    apart = [one for one in covering_characters(counts) if one not in known and one in alphabet]
     begun = any(len(piece) > 1 and scripts.accepts(piece) for piece in known)
 
-    def learn(new: Sequence[str]) -> list[str]:
+    def learn(new: Sequence[str]) -> list[Candidate]:
+        num_merges = _with_spare(size, held_out) - len(new)
         if begun:
-            products = ["".join(pair) for pair in _continue(base, new, lines, scripts, size - len(new))]
+            kept = restricted_lines(lines, counts.keys() - alphabet)
+            merges = _continue(base, new, list(kept), scripts, num_merges)
         else:
-            alphabet = counts.keys() & (known | set(new))
-            products = train_pieces(restricted_lines(lines, counts.keys() - alphabet), len(alphabet), size - len(new))
-        return [*new, *(piece for piece in dict.fromkeys(products) if piece not in known)]
+            joined = alphabet & (known | set(new))
+            products = train_pieces(restricted_lines(lines, counts.keys() - joined), len(joined), num_merges)
+            merges = split_pieces(products)
+        return [*map(Candidate, new), *_products(merges, known)]
 
-    pieces = learn_within(size, apart, learn)
+    candidates = learn_within(size, apart, learn)
+    if held_out:
+        engine = SentencePieceEngine(extend(base, [one.piece for one in candidates]), {})
+        candidates = earned(candidates, size, used_candidates(engine, held_out, len(base.pieces), candidates))
+    pieces = [one.piece for one in candidates[:size]]
     return Learned(pieces, sum(len(piece) == 1 for piece in pieces))
 
 
@@ -79,13 +114,52 @@ def _continue(
     usable = {
         index: one.piece
         for index, one in enumerate(model.pieces)
-        if one.type == NORMAL and (scripts.accepts(one.piece) or (scripts.takes_blank and one.piece == BLANK))
+        if one.type == NORMAL and scripts.stands_in(one.piece)
     }
-    return continue_merges(SentencePieceEngine(model, {}), usable, lines, num_merges)
+    return continue_merges(SentencePieceEngine(model, {}), usable, lines, num_merges, scripts.accepts)
 
 
-def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence[str]], list[Item]]) -> list[Item]:
-    """The first `size` items of `learn(characters)`, given only as many `characters` as leave room for words.
+def _products(merges: Iterable[tuple[str, str]], known: Collection[str]) -> list[Candidate]:
+    """What the merges make, once each, without what the base has."""
+    products: dict[str, Candidate] = {}
+    for left, right in merges:
+        if left + right not in known:
+            products.setdefault(left + right, Candidate(left + right, (left, right)))
+    return list(products.values())
+
+
+def used_candidates(engine: Engine, texts: Sequence[str], base_size: int, candidates: Sequence[Candidate]) -> set[str]:
+    """The candidates, whose ids follow the base's, that `texts` are cut into."""
+    lines = [line for text in texts for line in text.split("\n") if line]
+    ids = {index for line in engine.encode_batch(lines, None) for index in line if index >= base_size}
+    return {one.piece for index, one in enumerate(candidates, base_size) if index in ids}
+
+
+def earned(candidates: list[Candidate], size: int, used: set[str]) -> list[Candidate]:
+    """The first `size` candidates that are `used`, or parts of such; others only where these are too few."""
+    parts = {one.piece: one.parts for one in candidates}
+    kept: set[str] = set()
+    waiting = list(used)
+    while waiting:
+        piece = waiting.pop()
+        if piece in parts and piece not in kept:
+            kept.add(piece)
+            waiting += parts[piece]
+    for one in candidates:
+        if len(kept) >= size:
+            break
+        kept.add(one.piece)
+    return [one for one in candidates if one.piece in kept][:size]
+
+
+def _with_spare(size: int, held_out: Sequence[str]) -> int:
+    return size + size // 2 if held_out else size
+
+
+def learn_within(
+    size: int, characters: Sequence[str], learn: Callable[[Sequence[str]], list[Candidate]]
+) -> list[Candidate]:
+    """What `learn(characters)` gives, at least `size`, for only as many `characters` as leave room for words.
 
     Where words are too few, all characters are taken. Measured on unseen text (docs/design/010-vocabulary.md): with
     few characters bytes are left in every text, with many no words are learned. Raises `VocabularyError` where the
@@ -101,7 +175,7 @@ def learn_within(size: int, characters: Sequence[str], learn: Callable[[Sequence
             expected="a larger corpus, or a smaller --size",
             run=f"the same command with --size {len(learned) // 100 * 100 or len(learned)}" if learned else None,
         )
-    return learned[:size]
+    return learned
 
 
 def cut_blocks(line: str) -> Iterator[str]:
@@ -160,11 +234,16 @@ def restricted_lines(lines: Sequence[str], dropped: Iterable[str]) -> Iterator[s
 
 
 def continue_merges(
-    engine: Engine, pieces: Mapping[int, str], lines: Sequence[str], num_merges: int
+    engine: MergingEngine,
+    pieces: Mapping[int, str],
+    lines: Sequence[str],
+    num_merges: int,
+    accepts: Callable[[str], bool],
 ) -> list[tuple[str, str]]:
     """At least `num_merges` merges where there are so many, after those of `engine`, of what it cuts `lines` into.
 
-    Only `pieces` (id -> text) take part; what is cut into others is a break.
+    Only `pieces` (id -> text) take part; what is cut into others is a break, as is where the engine parts words.
+    Every product is accepted: a piece that was trained from others that are not is built outward of its accepted part.
     """
     symbols = {index: chr(_FIRST_SYMBOL + rank) for rank, index in enumerate(pieces)}
     texts = {symbols[index]: piece for index, piece in pieces.items()}
@@ -172,11 +251,21 @@ def continue_merges(
 
     def spelled() -> Iterator[str]:
         for start in range(0, len(blocks), 64):
-            for ids in engine.encode_batch(blocks[start : start + 64], None):
-                yield "".join(symbols.get(index, "\n") for index in ids)
+            for words in engine.encode_words(blocks[start : start + 64]):
+                yield "\n".join("".join(symbols.get(index, "\n") for index in word) for word in words)
 
-    pairs = split_pieces(train_pieces(spelled(), len(pieces), num_merges + _SPARE if num_merges else 0))
-    return [("".join(texts[one] for one in left), "".join(texts[one] for one in right)) for left, right in pairs]
+    def text(part: str) -> str:
+        return "".join(texts[one] for one in part)
+
+    merges: dict[tuple[str, str], int] = {}
+    trained = train_pieces(spelled(), len(pieces), num_merges + _SPARE if num_merges > 0 else 0)
+    for piece in trained:
+        parts = _merged(list(piece), merges)
+        if not accepts(text(piece)):
+            continue
+        for left, right in outward(parts, lambda part: accepts(text(part))):
+            merges[left, right] = len(merges)
+    return [(text(left), text(right)) for left, right in merges]
 
 
 def train_pieces(lines: Iterable[str], num_symbols: int, num_pieces: int) -> list[str]:
@@ -238,15 +327,21 @@ def _occurs_twice(learned: Any, pieces: Sequence[str], blocks: Sequence[str]) ->
 
 def split_pieces(pieces: Sequence[str]) -> list[tuple[str, str]]:
     """The two parts that each piece was merged of: what the merges before it make of its characters."""
-    ranks: dict[tuple[str, ...], int] = {}
+    merges: dict[tuple[str, str], int] = {}
     for piece in pieces:
-        parts = list(piece)
-        while len(parts) > 2:
-            rank, at = min((ranks.get(pair, len(ranks)), at) for at, pair in enumerate(pairwise(parts)))
-            assert rank < len(ranks), f"no merge before makes a part of {piece!r}"
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
-        ranks[tuple(parts)] = len(ranks)
-    return [(left, right) for left, right in ranks]
+        left, right = _merged(list(piece), merges)
+        merges[left, right] = len(merges)
+    return list(merges)
+
+
+def _merged(parts: list[str], merges: Mapping[tuple[str, str], int]) -> list[str]:
+    """What `merges` (pair -> rank) make of `parts`; the best pair first, of equal ones the leftmost."""
+    while len(parts) > 1:
+        rank, at = min((merges.get(pair, len(merges)), at) for at, pair in enumerate(pairwise(parts)))
+        if rank == len(merges):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return parts
 
 
 def sentencepiece_pieces(pieces: Sequence[str]) -> bytes:

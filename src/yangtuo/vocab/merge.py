@@ -6,7 +6,7 @@ the base's, is reachable by merges, and is made of the wanted scripts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,8 @@ def merge_faithful(base: Any, pieces: Sequence[str], scripts: Scripts, add_token
     _refuse_known(base, add_tokens)
     known = {piece.piece for piece in base.pieces}
     wanted = [piece for piece in dict.fromkeys(pieces) if piece not in known]
-    accepted = [piece for piece in wanted if scripts.accepts(piece)]
-    order, unreachable = _reachable(base, _with_characters(accepted, known))
+    accepted = [piece for piece in wanted if scripts.accepts(piece) and known.issuperset(scripts.borrowed(piece))]
+    order, unreachable = _reachable(base, _with_characters(accepted, known), scripts.accepts)
     model = extend(base, order)
     for token in add_tokens:
         model.pieces.add(piece=token, score=0.0, type=CONTROL)
@@ -89,7 +89,19 @@ def _with_characters(pieces: Sequence[str], known: set[str]) -> list[str]:
     return list(order)
 
 
-def _reachable(base: Any, order: list[str]) -> tuple[list[str], list[str]]:
+def outward(parts: Sequence[str], accepts: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Merges that join `parts` to the right, then to the left, of the first accepted one, so that all products are."""
+    parts = list(parts)
+    at = next((index for index, part in enumerate(parts) if accepts(part)), None)
+    merges: list[tuple[str, str]] = []
+    while at is not None and len(parts) > 1:
+        at = at if at + 1 < len(parts) else at - 1
+        merges.append((parts[at], parts[at + 1]))
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return merges
+
+
+def _reachable(base: Any, order: list[str], accepts: Callable[[str], bool]) -> tuple[list[str], list[str]]:
     """Closes missing intermediates until every piece of `order` is reachable; the rest is given back apart."""
     for _ in range(_MAX_ROUNDS):
         stuck = _stuck(base, order)
@@ -99,11 +111,9 @@ def _reachable(base: Any, order: list[str]) -> tuple[list[str], list[str]]:
         closed: dict[str, None] = {}
         for piece in order:
             parts = stuck.get(piece, [])
-            # Joined from the left: after n - 2 intermediates the last merge makes the piece itself.
-            for end in range(2, len(parts)):
-                intermediate = "".join(parts[:end])
-                if intermediate not in present:
-                    closed[intermediate] = None
+            for left, right in outward(parts, accepts)[:-1]:
+                if left + right not in present:
+                    closed[left + right] = None
             closed[piece] = None
         order = list(closed)
     unreachable: list[str] = []
