@@ -14,7 +14,7 @@ import stat
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar, cast, overload
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -113,19 +113,34 @@ def read_text(path: Path, limit: int = SMALL) -> str:
     return _decode(read_bytes(path, limit), str(path))
 
 
-def read_json(path: Path, schema: type[T] = dict[str, Any], limit: int = SMALL) -> T:  # type: ignore[assignment]
+@overload
+def read_json(path: Path, *, limit: int = SMALL) -> dict[str, Any]: ...
+
+
+@overload
+def read_json(path: Path, schema: type[T], limit: int = SMALL) -> T: ...
+
+
+def read_json(path: Path, schema: Any = dict[str, Any], limit: int = SMALL) -> Any:
     """The content of a JSON file as `schema`; raises `FileError` with file and place where it is malformed."""
     return parse_json(read_bytes(path, limit), str(path), schema)
 
 
-def parse_json(data: bytes | str, where: str, schema: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+@overload
+def parse_json(data: bytes | str, where: str) -> dict[str, Any]: ...
+
+
+@overload
+def parse_json(data: bytes | str, where: str, schema: type[T]) -> T: ...
+
+
+def parse_json(data: bytes | str, where: str, schema: Any = dict[str, Any]) -> Any:
     """A JSON text as `schema`, any type that pydantic checks, strictly; `where` names it in errors."""
     text = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
     try:
-        value: T = _adapter(cast(Hashable, schema)).validate_json(text, strict=True)
+        return _adapter(schema).validate_json(text, strict=True)
     except ValidationError as error:
         raise _misfits(where, text, error) from error
-    return value
 
 
 def check(value: Any, where: str, schema: type[T]) -> T:

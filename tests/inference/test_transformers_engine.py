@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
-from yangtuo.errors import ServingError, WeightsError
+from yangtuo.errors import FileError, ServingError
 from yangtuo.inference.engine import Generation, Sampling, Step, Token, generate
 from yangtuo.inference.transformers_engine import TransformersEngine, load_adapted, load_model
 from yangtuo.training.adapter import quiet_peft
@@ -212,5 +212,5 @@ def test_adapters_are_chosen_by_name_in_one_batch(pico_model: Path, tmp_path: Pa
 
 
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be loaded"):
+    with pytest.raises(FileError, match=r"config\.json does not exist"):
         load_model(tmp_path)

@@ -9,25 +9,25 @@ the same Jinja does. This module reads no files of conversations and does not de
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from difflib import get_close_matches
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from yangtuo.data.control_tokens import HIDDEN, MARK_BEGIN, MARK_END, Controls, find_controls
 from yangtuo.data.records import compose
+from yangtuo.data.sandbox import compile_template, render
 from yangtuo.errors import ConfigError, DataError, FileError, VocabularyError
 from yangtuo.vocab.directory import is_ice_text, read_templates
 
 if TYPE_CHECKING:
     from yangtuo.vocab.encoding import Encoder
+
 
 Role = Literal["system", "user", "assistant"]
 
@@ -92,8 +92,8 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
 TEMPLATES = (*_KNOWN, "model")
 """The names that `get_template` knows."""
 
-_MARK_BEGIN, _MARK_END, _SPACE = "\ue000", "\ue001", "\u2003"
-_MARK = re.compile(f"({_SPACE}?){_MARK_BEGIN}(\\d+){_MARK_END}({_SPACE}?)")
+_SPACE = "\u2003"
+_MARK = re.compile(f"({_SPACE}?){MARK_BEGIN}(\\d+){MARK_END}({_SPACE}?)")
 _GENERATION = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
@@ -167,7 +167,7 @@ class Template:
 
     def stop_ids(self, encoder: Encoder) -> list[int]:
         """Ids at which generation ends: what the template puts behind an answer, and EOS."""
-        return list(self._stop_ids(_controls(encoder)))
+        return list(self._stop_ids(find_controls(encoder)))
 
     def _learn_earlier(
         self, encoder: Encoder, runs: tuple[list[_Run], list[_Run]], learned: list[list[bool]], stops: set[int]
@@ -188,7 +188,7 @@ class Template:
             number += 1
 
     def _runs(self, encoder: Encoder, messages: Sequence[Message], answering: bool) -> list[_Run]:
-        controls = _controls(encoder)
+        controls = find_controls(encoder)
         roles = tuple(message.role for message in messages)
         rendered = _render(self.jinja, roles, answering, controls.bos, controls.eos)
         runs = _split(rendered, dict(enumerate(message.content for message in messages)), controls)
@@ -199,12 +199,30 @@ class Template:
         if shown == "".join(run.text for run in runs):
             return runs
         hidden = [Message(message.role, controls.hide(message.content)) for message in messages]
-        rendered = _render_text(self.jinja, hidden, answering, controls.bos, controls.eos)
-        return _split(rendered, dict(enumerate(controls.hidden)), controls)
+        veiled = [Message(message.role, controls.veil(message.content)) for message in hidden]
+        rendered, safe = (
+            _render_text(self.jinja, shown, answering, controls.bos, controls.eos) for shown in (hidden, veiled)
+        )
+        runs = _split(rendered, dict(enumerate(controls.hidden)), controls, hidden=True)
+        safe_runs = [
+            run if run.control is not None else _Run(None, controls.unveil(run.text))
+            for run in _split(safe, dict(enumerate(controls.hidden)), controls, hidden=True)
+        ]
+        if "".join(run.text for run in runs) == "".join(run.text for run in safe_runs):
+            return safe_runs
+        if [run.control for run in runs if run.control] != [run.control for run in safe_runs if run.control]:
+            raise DataError(
+                f"the template {self.name} makes control tokens out of what a message says",
+                expected="a template that writes messages as they are",
+                run="the same command with another --template",
+            )
+        return runs
 
-    def _stop_ids(self, controls: _Controls) -> tuple[int, ...]:
+    def _stop_ids(self, controls: Controls) -> tuple[int, ...]:
         rendered = _render(self.jinja, ("user", "assistant"), False, controls.bos, controls.eos)
-        behind = _split(rendered[rendered.rindex(_MARK_BEGIN) :], {0: "", 1: ""}, controls)
+        if MARK_BEGIN not in rendered:
+            raise DataError(f"the template {self.name} does not write the messages", found=rendered[:60] or "nothing")
+        behind = _split(rendered[rendered.rindex(MARK_BEGIN) :], {0: "", 1: ""}, controls)
         stops = [run.control for run in behind if run.control is not None][:1]
         return tuple(dict.fromkeys(stops + ([controls.eos_id] if controls.eos_id is not None else [])))
 
@@ -217,85 +235,32 @@ class Template:
         return encoder.eos_id
 
 
-@dataclass(frozen=True)
-class _Controls:
-    """The control tokens of a tokenizer."""
-
-    ids: dict[str, int]
-    pattern: re.Pattern[str]
-    bos: str
-    eos: str
-    eos_id: int | None
-
-    @cached_property
-    def hidden(self) -> list[str]:
-        """What must not stand in a message while a template is rendered: control tokens' texts, and our marks."""
-        return [*self.ids, _MARK_BEGIN, _MARK_END]
-
-    def hide(self, text: str) -> str:
-        """The text with marks in the place of what is `hidden`; they count in its order."""
-        pattern = re.compile("|".join(map(re.escape, self.hidden)))
-        return pattern.sub(lambda match: f"{_MARK_BEGIN}{self.hidden.index(match[0])}{_MARK_END}", text)
-
-
-_CONTROLS: dict[tuple[str, int | None, int | None], _Controls] = {}
-
-
-def _controls(encoder: Encoder) -> _Controls:
-    key = (encoder.fingerprint, encoder.bos_id, encoder.eos_id)
-    if key not in _CONTROLS:
-        texts = sorted((text for text in encoder.controls if text), key=len, reverse=True)
-        _CONTROLS[key] = _Controls(
-            ids={text: encoder.controls[text] for text in texts},
-            pattern=re.compile("|".join(map(re.escape, texts)) or r"(?!)"),
-            bos="" if encoder.bos_id is None else encoder.pieces[encoder.bos_id],
-            eos="" if encoder.eos_id is None else encoder.pieces[encoder.eos_id],
-            eos_id=encoder.eos_id,
-        )
-    return _CONTROLS[key]
-
-
 @lru_cache(maxsize=1024)
 def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
     """The conversation with a mark for each message; the marks' spaces show whether the template trims."""
-    marks = [Message(role, f"{_SPACE}{_MARK_BEGIN}{at}{_MARK_END}{_SPACE}") for at, role in enumerate(roles)]
+    marks = [Message(role, f"{_SPACE}{MARK_BEGIN}{at}{MARK_END}{_SPACE}") for at, role in enumerate(roles)]
     return _render_text(jinja, marks, answering, bos, eos)
 
 
 def _render_text(jinja: str, messages: Sequence[Message], answering: bool, bos: str, eos: str) -> str:
     turns = [vars(message) for message in messages]
-    try:
-        return _compile(jinja).render(messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
-    except (jinja2.TemplateError, TypeError) as error:
-        raise DataError(f"the chat template cannot write these messages: {error}") from error
+    return render(_compile(jinja), messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
 
 
 @lru_cache(maxsize=32)
 def _compile(jinja: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    try:
-        return environment.from_string(_GENERATION.sub("", jinja))
-    except jinja2.TemplateSyntaxError as error:
-        raise DataError(
-            f"the chat template is not valid Jinja: {error.message}", found=f"line {error.lineno}"
-        ) from error
+    return compile_template(_GENERATION.sub("", jinja))
 
 
-def _refuse(message: str) -> NoReturn:
-    raise DataError(f"the chat template refuses these messages: {message}")
+def _split(rendered: str, contents: Mapping[int, str], controls: Controls, *, hidden: bool = False) -> list[_Run]:
+    """Runs of text, marks replaced by their `contents`, and the control tokens that the template itself writes.
 
-
-def _split(rendered: str, contents: Mapping[int, str], controls: _Controls) -> list[_Run]:
-    """Runs of text, marks replaced by their `contents`, and the control tokens that the template itself writes."""
+    `hidden` marks stand within messages, and what they stand for is taken as it is.
+    """
     runs: list[_Run] = []
     text = ""
     at = 0
-    for mark in [*_MARK.finditer(rendered), None]:
+    for mark in [*(HIDDEN if hidden else _MARK).finditer(rendered), None]:
         own = rendered[at : mark.start() if mark else len(rendered)]
         begin = 0
         for token in controls.pattern.finditer(own):
@@ -304,7 +269,10 @@ def _split(rendered: str, contents: Mapping[int, str], controls: _Controls) -> l
             runs.append(_Run(controls.ids[token[0]], token[0]))
             text, begin = "", token.end()
         text += own[begin:]
-        if mark:
+        if mark and hidden:
+            text += contents[int(mark[1][1:-1])]
+            at = mark.end()
+        elif mark:
             content = contents[int(mark[2])]
             content = content if mark[1] else content.lstrip()
             text += content if mark[3] else content.rstrip()

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from yangtuo import console
 from yangtuo.data.template import Message, Template, get_template, own_template
 from yangtuo.evaluation.answers import Sample, read_predictions
@@ -17,6 +15,7 @@ from yangtuo.inference.conversation import Conversation, open_encoder, open_temp
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
 from yangtuo.vocab.encoding import Encoder
+from yangtuo.weights.loading import load_tokenizer
 
 _AT_A_TIME = 256  # prompts handed to the engine, which batches as it sees fit
 
@@ -65,8 +64,10 @@ class MeasuredModel:
         """The model as lm_eval asks it; `constrained` as Chinese-LLaMA-Alpaca does."""
         from yangtuo.evaluation.exam_model import ConstrainedModel, ExamModel
 
-        brings_one = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(self.adapter if brings_one else self.directory, local_files_only=True)
+        places = [
+            path for path in (self.adapter, self.directory) if path and (path / "tokenizer_config.json").is_file()
+        ]
+        tokenizer = load_tokenizer([*places, self.directory][0])
         if self.template:
             tokenizer.chat_template = self.template.render_jinja()
         model = self.model.get_base_model() if self.adapter else self.model

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     DynamicCache,
     GenerationConfig,
     LogitsProcessor,
@@ -28,10 +26,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from yangtuo import console
-from yangtuo.errors import ServingError, WeightsError
+from yangtuo.errors import ServingError
 from yangtuo.inference.choosing import Chooser, choose, report
 from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token
 from yangtuo.inference.rows import Rows
+from yangtuo.weights import loading
 
 MAX_ROWS = 16
 """Requests that are computed at a time where nothing else is said."""
@@ -52,33 +51,11 @@ def load_adapted(directory: Path, adapters: Mapping[str, Path]) -> PreTrainedMod
     """The model of `directory` with all `adapters`, by name, loaded on it; the first is active."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    loading: Path = directory
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto" if device == "cuda" else torch.float32, use_safetensors=True, local_files_only=True
-        )
-        for name, loading in adapters.items():
-            model = _with_adapter(model, name, loading)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(
-            f"{loading} cannot be loaded",
-            found=str(error).strip().splitlines()[0],
-            expected="a whole model directory" + (", and an adapter trained on it" if adapters else ""),
-            run=f"yangtuo inspect {loading}",
-        ) from error
+    model: Any = loading.load_model(directory, dtype="auto" if device == "cuda" else torch.float32)
+    for name, adapter in adapters.items():
+        model = loading.load_adapter(model, adapter, name=name)
     model.eval().to(device)
     return model  # type: ignore[no-any-return]
-
-
-def _with_adapter(model: Any, name: str, adapter: Path) -> Any:
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT's own, about names in transformers
-        if isinstance(model, PeftModel):
-            model.load_adapter(adapter, adapter_name=name)
-            return model
-        return PeftModel.from_pretrained(model, adapter, adapter_name=name)
 
 
 class _Job(Chooser):

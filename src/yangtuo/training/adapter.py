@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from yangtuo.errors import LineageError, TrainingError
+from yangtuo.errors import LineageError, TrainingError, WeightsError
+from yangtuo.weights import loading
 
 EmbeddingRows = Literal["full", "new", "frozen"]
 Variant = Literal["lora", "rslora", "dora"]
@@ -93,12 +94,12 @@ def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:
     """Puts the adapter in `directory` on `model` and goes on training it; raises `LineageError` where it cannot fit."""
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=True)
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            adapted: PeftModel = loading.load_adapter(model, directory, is_trainable=True)
+    except WeightsError as error:
         raise LineageError(
             f"the adapter {directory} does not fit the model",
-            found=str(error).splitlines()[0],
-            expected="an adapter that was trained on this very model",
+            found=error.found or error.problem,
+            expected="a whole adapter that was trained on this very model",
             run=f"yangtuo inspect {directory}",
         ) from error
     _settle(adapted)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from peft import PeftModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts.manifest import Artifact
@@ -22,6 +22,7 @@ from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
+from yangtuo.weights import loading
 
 
 def load_adapted(
@@ -40,13 +41,10 @@ def meta_model(
 ) -> PeftModel:
     """What `load_adapted` gives, without a single value in its tensors: for counting before anything is loaded."""
     with torch.device("meta"):
-        config = AutoConfig.from_pretrained(model.path)
-        empty = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=loop.compute_dtype(options["dtype"])
-        )
+        empty = loading.empty_model(model.path, dtype=loop.compute_dtype(options["dtype"]))
         if earlier is None:
             return adapter.attach(empty, _shape(model, stop_ids, options))
-        shape = PeftConfig.from_pretrained(earlier.path)
+        shape = loading.load_adapter_config(earlier.path)
         shape.inference_mode = False
         with adapter.quiet_peft():
             return PeftModel(empty, shape)
@@ -72,8 +70,7 @@ def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> Pre
             "quantization_config": _four_bits(dtype),
             "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         }
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **options)
-    assert isinstance(model, PreTrainedModel)
+    model = loading.load_model(path, dtype=dtype, **options)
     attention.keep_documents_apart(model)
     use_sliced_loss(model)
     return model
@@ -142,7 +139,7 @@ def check_tokenizer(model: Artifact, encoder: Encoder, data: Artifact) -> list[U
 
 def check_rows(model: Artifact, encoder: Encoder) -> list[UserError]:
     """What speaks against the model itself: fewer rows than its tokenizer has pieces."""
-    num_rows = AutoConfig.from_pretrained(model.path).vocab_size
+    num_rows = loading.load_config(model.path).get_text_config().vocab_size
     if num_rows >= encoder.vocabulary_size:
         return []
     return [

@@ -311,7 +311,8 @@ def _as_transformers(path: Path) -> FastEngine:
             shutil.copyfile(path, directory / (FAST_FILE if is_json else MODEL_FILE))
             kind = "PreTrainedTokenizerFast" if is_json else "LlamaTokenizer"
             (directory / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
-        content = json.loads(AutoTokenizer.from_pretrained(directory).backend_tokenizer.to_str())
+        loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        content = json.loads(loaded.backend_tokenizer.to_str())
     proto = read_directory(path).proto
     if content["model"]["type"] != "BPE" or (proto is not None and not is_bpe(proto)):
         raise VocabularyError(

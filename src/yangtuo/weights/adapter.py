@@ -11,17 +11,27 @@ import re
 import shutil
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from yangtuo import files
 from yangtuo.errors import FileError, OutputError, UserError, WeightsError, raise_all
-from yangtuo.vocab.directory import has_tokenizer
+from yangtuo.vocab.directory import TOKENIZER_FILES, has_tokenizer
 from yangtuo.weights.checkpoint import Tensors, all_finite, read_json
 from yangtuo.weights.reader import TensorReader, open_tensors
 
 CONFIG_FILE = "adapter_config.json"
+_LONGEST_PATTERN = 2000  # characters
+_MOST_EXPANSION = 100  # of a zip beyond `files.LARGE` bytes: weights hardly get smaller
+_MOST_REPETITIONS = 4  # in a pattern for names of some sixty characters, whose power they are
+_Rank = Annotated[int, Field(ge=1, le=1 << 20)]
+_Row = Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
 
 
 @dataclass(frozen=True)
@@ -140,11 +150,73 @@ def open_adapter(path: Path, name: str, scratch: Path) -> Adapter:
             found=", ".join(sorted(file.name for file in path.iterdir())[:8]) if path.is_dir() else "nothing",
             expected=f"a directory with {CONFIG_FILE} and adapter_model.safetensors (or .bin), or a zip of one",
         )
-    config = read_json(path / CONFIG_FILE)
+    config = _read_config(path / CONFIG_FILE)
     raise_all(_unmergeable(config, name))
     tensors = open_tensors(path)
     updates = _read_updates(tensors, config, name)
     return Adapter(name, path, tensors, updates, bool(config.get("ensure_weight_tying")))
+
+
+class AdapterConfig(TypedDict, total=False):
+    """What is read of an adapter_config.json, as PEFT writes it."""
+
+    peft_type: str
+    r: _Rank
+    lora_alpha: float
+    rank_pattern: dict[str, _Rank] | None
+    alpha_pattern: dict[str, float] | None
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    modules_to_save: list[str] | None
+    layers_to_transform: list[int] | int | None
+    layers_pattern: list[str] | str | None
+    trainable_token_indices: list[_Row] | dict[str, list[_Row]] | None
+    base_model_name_or_path: str | None
+    use_rslora: bool | None
+    use_dora: bool | None
+    fan_in_fan_out: bool | None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The content of an adapter_config.json; raises `FileError` for other types, and for expressions that are none.
+
+    Module names are matched against them here and in PEFT, by Python's matcher, which some keep busy for ever: such as
+    repeat what repeats are refused. Names without repetition are all that PEFT itself ever writes.
+    """
+    config = read_json(path)
+    files.check(config, str(path), AdapterConfig)
+    patterns = [*(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())]
+    for option in ("target_modules", "exclude_modules", "layers_pattern", "trainable_token_indices"):
+        value = config.get(option)
+        patterns += [value] if isinstance(value, str) else [item for item in value or () if isinstance(item, str)]
+    for pattern in patterns:
+        try:
+            parsed = re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise FileError(f"{path}: {pattern[:60]!r} is no regular expression", found=str(error)) from error
+        if _repeats_repeats(parsed.pattern):
+            raise FileError(
+                f"{path}: {pattern[:60]!r} may take for ever to match",
+                expected="few repetitions, none of them repeated",
+            )
+    return config
+
+
+def _repeats_repeats(pattern: str) -> bool:
+    """Whether a group that repeats, or branches, is repeated: what makes a matcher try exponentially many ways."""
+    variable = re.compile(r"[*+?}|]")
+    groups, spans = [], []
+    plain = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
+    for index, character in enumerate(plain):
+        if character == "(":
+            groups.append(index)
+        elif character == ")" and groups:
+            spans.append((groups.pop(), index))
+    repeated = [
+        plain[begin + 1 : end].removeprefix("?:") for begin, end in spans if plain[end + 1 : end + 2] in set("*+{")
+    ]
+    too_many = len(pattern) > _LONGEST_PATTERN or len(re.findall(r"[*+]|\{\d*,", plain)) > _MOST_REPETITIONS
+    return too_many or any(variable.search(inside) for inside in repeated)
 
 
 def non_finite(adapter: Adapter) -> list[UserError]:
@@ -279,19 +351,33 @@ def unpacked(path: Path, scratch: Path) -> Path:
                 raise FileError(
                     f"{path} would write outside its directory", found=climbing[0], expected="plain relative names"
                 )
-            size = sum(member.file_size for member in members)
-            scratch.mkdir(parents=True, exist_ok=True)
-            if size > shutil.disk_usage(scratch).free:
+            configs = [member for member in members if PurePosixPath(member.filename).name == CONFIG_FILE]
+            if len(configs) != 1:
+                raise FileError(f"{path} holds {len(configs)} adapters", expected=f"exactly one {CONFIG_FILE}")
+            home = PurePosixPath(configs[0].filename).parent
+            members = [member for member in members if _belongs(PurePosixPath(member.filename), home)]
+            size, packed = (sum(getattr(m, key) for m in members) for key in ("file_size", "compress_size"))
+            target.mkdir(parents=True, exist_ok=True)
+            if size > _MOST_EXPANSION * packed + files.LARGE:
+                raise FileError(
+                    f"{path} would expand without bound", found=f"{packed:,} bytes into {size:,}", expected="an adapter"
+                )
+            if size > shutil.disk_usage(target).free:
                 raise OutputError(f"no room to unpack {path}", expected=f"{size / 1e9:.2f} GB free", run="df -h")
-            archive.extractall(target)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            for member in members:
+                with archive.open(member) as source, (target / PurePosixPath(member.filename).name).open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise FileError(
             f"{path} is no zip that can be read", found=str(error), expected="a zip of an adapter"
         ) from error
-    configs = sorted(target.rglob(CONFIG_FILE))
-    if len(configs) != 1:
-        raise FileError(f"{path} holds {len(configs)} adapters", expected=f"exactly one {CONFIG_FILE}")
-    return configs[0].parent
+    return target
+
+
+def _belongs(name: PurePosixPath, home: PurePosixPath) -> bool:
+    """Whether a member of a zip is part of the adapter whose config lies in `home`."""
+    own = re.fullmatch(r"adapter_(config\.json|model.*\.(safetensors|bin))", name.name) or name.name in TOKENIZER_FILES
+    return name.parent == home and bool(own)
 
 
 def _climbs(member: zipfile.ZipInfo) -> bool:

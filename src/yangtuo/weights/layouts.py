@@ -20,18 +20,15 @@ from yangtuo.vocab.tiktoken_model import BEGIN, END, llama_3_tokenizer
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, Tensors, read_json
 from yangtuo.weights.gguf import open_gguf
 from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
-from yangtuo.weights.reader import TensorReader, has_weights, open_tensors
+from yangtuo.weights.reader import BUFFERS, TensorReader, has_weights, open_tensors
 from yangtuo.weights.shape import resolve_shape
-
-# Buffers that old checkpoints carry and every reader computes anew.
-_BUFFERS = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)")
 
 
 class _WithoutBuffers:
     """A Hugging Face checkpoint's tensors, without buffers and without the copy of a tied head."""
 
     def __init__(self, reader: TensorReader, skipped: str | None) -> None:
-        self._names = [name for name in reader.names() if not _BUFFERS.fullmatch(name) and name != skipped]
+        self._names = [name for name in reader.names() if not BUFFERS.fullmatch(name) and name != skipped]
         self.shape, self.dtype, self.get = reader.shape, reader.dtype, reader.get
 
     def names(self) -> list[str]:

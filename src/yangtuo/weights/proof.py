@@ -45,12 +45,12 @@ def prove(
 
 
 def _compare_logits(merged: Path, base: Path, adapters: Sequence[Adapter], ids: Sequence[int]) -> dict[str, Any]:
-    from transformers import AutoConfig
+    from yangtuo.weights.loading import load_config
 
     ours = _logits(_load(merged), ids)
     theirs = _logits(_unmerged(base, adapters), ids)
     distance = float((ours - theirs).norm() / theirs.norm())
-    dtype = getattr(torch, str(AutoConfig.from_pretrained(merged).dtype).removeprefix("torch."), torch.float32)
+    dtype = getattr(torch, str(load_config(merged).dtype).removeprefix("torch."), torch.float32)
     agreement = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
     if not distance <= _TOLERANCE.get(dtype, 1e-1):
         raise WeightsError(
@@ -63,7 +63,7 @@ def _compare_logits(merged: Path, base: Path, adapters: Sequence[Adapter], ids: 
 
 def _unmerged(base: Path, adapters: Sequence[Adapter]) -> Any:
     """The base with every adapter but the last folded in by PEFT, and the last one on it."""
-    from peft import PeftModel
+    from yangtuo.weights.loading import load_adapter
 
     model = _load(base)
     with warnings.catch_warnings():
@@ -72,7 +72,7 @@ def _unmerged(base: Path, adapters: Sequence[Adapter]) -> Any:
             rows = _num_rows(adapter)
             if rows and rows != model.get_input_embeddings().weight.shape[0]:
                 model.resize_token_embeddings(rows, mean_resizing=False)
-            model = PeftModel.from_pretrained(model, adapter.path)
+            model = load_adapter(model, adapter.path)
             if number < len(adapters):
                 model = model.merge_and_unload()
     return model
@@ -89,9 +89,9 @@ def _num_rows(adapter: Adapter) -> int | None:
 
 
 def _load(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+    from yangtuo.weights.loading import load_model
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return load_model(path, dtype=torch.float32)
 
 
 def _logits(model: Any, ids: Sequence[int]) -> torch.Tensor:

@@ -6,7 +6,6 @@ latter memory-mapped and weights-only, so that no pickle ever runs code. It refu
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,7 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
+from yangtuo import files
 from yangtuo.artifacts.fingerprints import WEIGHT_PATTERNS
 from yangtuo.errors import FileError, UserError, WeightsError, raise_all
 
@@ -38,7 +39,15 @@ DTYPES = {
 
 # The first pattern that matches decides: an index is exact, safetensors before pickles, weights before anything else.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+BUFFERS = re.compile(r".*rotary_emb\.inv_freq|.*\.attn\.(bias|masked_bias)|.*\.attention\.(bias|masked_bias)")
+"""Buffers that old checkpoints carry and every reader computes anew."""
 _SHARD_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
+
+
+class Index(TypedDict):
+    """An index of sharded weights."""
+
+    weight_map: dict[str, str]
 
 
 class _Safetensors:
@@ -46,12 +55,13 @@ class _Safetensors:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        files.refuse_pointer(path)
         try:
             safe_open(path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise _damaged(path, str(error)) from error
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header = files.parse_json(file.read(int.from_bytes(file.read(8), "little")), f"the header of {path}")
         header.pop("__metadata__", None)
         self.entries: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         for name, entry in header.items():
@@ -74,6 +84,13 @@ class _Archive:
             if isinstance(state.get(key), Mapping):
                 state = state[key]
         self._tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        odd = [str(name) for name, tensor in self._tensors.items() if not _is_plain(name, tensor)]
+        if odd:
+            raise WeightsError(
+                f"{path} holds tensors that cannot be read as weights",
+                found=_shorten(odd),
+                expected="named, dense tensors with values: no sparse, complex, quantised or empty (meta) ones",
+            )
         if not self._tensors:
             raise WeightsError(f"{path} holds no tensors", expected="a state dict: names and tensors")
         self.entries = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self._tensors.items()}
@@ -82,7 +99,14 @@ class _Archive:
         return self._tensors[name]
 
 
+def _is_plain(name: object, tensor: torch.Tensor) -> bool:
+    return isinstance(name, str) and not (
+        tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.dtype not in DTYPES.values()
+    )
+
+
 def _load_archive(path: Path) -> Mapping[str, Any]:
+    files.refuse_pointer(path)
     try:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -96,7 +120,7 @@ def _load_archive(path: Path) -> Mapping[str, Any]:
             found=_unsafe_global(str(error)),
             expected="tensors only (opened weights-only), or safetensors",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path} is no state dict", found=type(state).__name__, expected="names and tensors")
@@ -208,10 +232,12 @@ def open_tensors(path: str | Path) -> TensorReader:
 
 def _read_index(path: Path) -> dict[Path, list[str] | None]:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        names = {str(file) for file in weight_map.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path} is no index of weights", found=str(error), expected='{"weight_map": {...}}') from error
+        weight_map = files.check(files.read_json(path), str(path), Index)["weight_map"]
+    except FileError as error:
+        raise FileError(
+            f"{path} is no index of weights", found=error.found or error.problem, expected='{"weight_map": {...}}'
+        ) from error
+    names = set(weight_map.values())
     climbing = sorted(name for name in names if Path(name).name != name)
     if climbing:
         raise FileError(f"{path} points outside its directory", found=_shorten(climbing), expected="plain file names")
@@ -222,10 +248,10 @@ def _read_index(path: Path) -> dict[Path, list[str] | None]:
             found=f"missing: {_shorten(missing)}",
             expected=f"{len(names)} files; copy or download them again",
         )
-    files: dict[Path, list[str] | None] = {}
+    homes: dict[Path, list[str] | None] = {}
     for name in sorted(names):
-        files[path.parent / name] = [tensor for tensor, file in weight_map.items() if file == name]
-    return files
+        homes[path.parent / name] = [tensor for tensor, file in weight_map.items() if file == name]
+    return homes
 
 
 def _check_complete(directory: Path, files: list[Path]) -> None:
