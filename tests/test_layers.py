@@ -18,6 +18,7 @@ LAYERS = {
     "files": 1,
     "console": 2,
     "hub": 2,
+    "page": 2,
     "artifacts": 3,
     "vocab": 4,
     "models": 5,

@@ -130,6 +130,8 @@ def run(
     pipeline.show(plan)
     with _only_result_on_stdout(json):
         results = {} if dry_run else pipeline.execute(plan, stage_function)
+    if results and os.environ.get("RANK", "0") == "0":
+        console.note(f"report: {pipeline.write_report(plan, results, f'run of {recipe.stem}', '配方运行')}")
     return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
 
 

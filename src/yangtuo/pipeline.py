@@ -13,8 +13,13 @@ changed is skipped; one that has changed is never overwritten. This module knows
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,7 +34,9 @@ from yangtuo.artifacts.manifest import Artifact, read_manifest, step_fingerprint
 from yangtuo.config import STAGES
 from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
+from yangtuo.page import Section
 
+_COSTS = "costs.json"
 # A step's name is a directory's, and stays inside the recipe's output.
 StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 
@@ -118,8 +125,37 @@ def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
             raise _stale(plan, step)
         else:
             console.note(f"{label}: yangtuo {step.config.verb}")
-            artifacts[step.name] = stage_function(step.config.verb)(step.config)
+            with _cost_noted(plan.output, step.name):
+                artifacts[step.name] = stage_function(step.config.verb)(step.config)
     return artifacts
+
+
+@contextmanager
+def _cost_noted(output: Path, name: str) -> Iterator[None]:
+    """Adds to `costs.json` beside the artifacts what a finished step took, of this process and its children."""
+    started = time.monotonic()
+    yield
+    if os.environ.get("RANK", "0") != "0":
+        return
+    file = output / _COSTS
+    costs = files.read_json(file) if file.is_file() else {}
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    costs[name] = {"seconds": round(time.monotonic() - started, 1), "peak_gigabytes": round(kilobytes / 1e6, 2)}
+    file.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
+
+
+def write_report(
+    plan: Plan, artifacts: Mapping[str, Artifact], title: str, chinese: str, lead: Sequence[Section] = ()
+) -> Path:
+    """Writes what the finished run of `plan` has shown, after the sections of `lead`, as `report.html`."""
+    from yangtuo import page
+    from yangtuo.evaluation.report import REPORT_FILE, run_page
+
+    costs = plan.output / _COSTS
+    took: dict[str, Any] = files.read_json(costs) if costs.is_file() else {}
+    file = plan.output / REPORT_FILE
+    page.write(file, run_page((title, chinese), artifacts, plan.to_dict(), took, lead))
+    return file
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures of a corpus: which scripts it is written in, how long its documents are. Knows no page and no tokenizer."""
+"""Figures of a corpus: which scripts it is written in, how long its documents are; and their page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import regex  # type: ignore[import-untyped]
 
-from yangtuo.vocab.bars import draw_bars
+from yangtuo import page
+from yangtuo.page import Block, Card, Cards, Figures, Section, Table, Text
+from yangtuo.page.charts import draw_bars, draw_shares
 
 SCRIPTS = ("Han", "Latin", "Hiragana", "Katakana", "Hangul", "Cyrillic", "Arabic", "Greek", "Thai", "Devanagari")
 _CLASSES = {
@@ -67,16 +68,49 @@ def write_page(directory: Path, totals: Mapping[str, Any], sources: Mapping[str,
     """Writes statistics.json and index.html; the page is self-contained, without script and network."""
     content = json.dumps({**totals, "sources": sources}, indent=2, ensure_ascii=False) + "\n"
     (directory / "statistics.json").write_text(content, encoding="utf-8", errors="replace")
-    templates = jinja2.ChoiceLoader(
-        [jinja2.PackageLoader("yangtuo.data", "."), jinja2.PackageLoader("yangtuo.vocab", ".")]
-    )
-    environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown = [
-        {"name": name, "values": source, "lengths": draw_bars(_by_length(source["lengths"]))}
-        for name, source in sources.items()
+    cards = [
+        Card(f"{totals['tokens']:,}", "tokens to train on", "训练词元"),
+        Card(f"{totals['documents']:,}", "documents, as often as their weight says", "文档（按权重计）"),
+        Card(f"{totals['blocks']:,}", "blocks", "训练块"),
     ]
-    page = environment.get_template("statistics.html.jinja").render(totals=totals, sources=shown)
-    (directory / "index.html").write_text(page, encoding="utf-8", errors="replace")
+    sections = [Section("", [Cards(cards)]), Section("Sources · 来源", [_overview(sources)])]
+    sections += [Section(name, _source(values)) for name, values in sources.items()]
+    subtitle = "What the text is made of, and what was taken out of it · 语料构成与清洗记录"
+    page.write(directory / "index.html", page.render("dataset", "数据集", subtitle, sections))
+
+
+def _overview(sources: Mapping[str, Mapping[str, Any]]) -> Table:
+    columns = [
+        "source",
+        "documents · 文档",
+        "characters · 字符",
+        "tokens · 词元",
+        "characters per token",
+        "held out · 留出",
+    ]
+    rows = []
+    for name, row in sources.items():
+        rate = f"{row['characters'] / row['text_tokens']:.2f}" if row["text_tokens"] else ""
+        counts = [f"{row[key]:,}" for key in ("documents", "characters", "text_tokens")]
+        rows.append([name, *counts, rate, f"{row['held_out']:,}", f"{row['weight']:g}", f"{row['tokens']:,}"])
+    return Table([*columns, "weight · 权重", "tokens to train on"], rows)
+
+
+def _source(values: Mapping[str, Any]) -> list[Block]:
+    pictures = [
+        ("documents by length in tokens · 按长度（词元）的文档数", draw_bars(_by_length(values["lengths"]))),
+        ("characters by script, repeated documents included · 按文字的字符数", draw_shares(values["scripts"])),
+    ]
+    blocks: list[Block] = [Figures(pictures)]
+    if list(values["encodings"]) != ["utf-8"]:
+        counts = ", ".join(f"{name.upper()} {count:,}" for name, count in values["encodings"].items())
+        blocks.append(Text(f"encodings · 编码：{counts}"))
+    if not values["removed"]:
+        return [*blocks, Text("Filters removed nothing. · 未清除任何内容。")]
+    columns = ["what filters removed or mended · 清洗", "times", "examples · 举例"]
+    examples = values["examples"]
+    rows = [[reason, f"{count:,}", " ⏎ ".join(examples.get(reason, []))] for reason, count in values["removed"].items()]
+    return [*blocks, Table(columns, rows)]
 
 
 def _by_length(lengths: Mapping[int, int]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from yangtuo import console, pipeline
 from yangtuo.artifacts.manifest import Artifact
-from yangtuo.quickstart import report
+from yangtuo.page import Samples, Section, Table, Text
 from yangtuo.quickstart.outcome import Outcome, read_outcome
 
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -24,11 +24,28 @@ def run(output: Path, stage_function: pipeline.StageFunction) -> dict[str, Any]:
     plan = pipeline.load(RECIPE, output=output)
     artifacts = pipeline.execute(plan, stage_function)
     outcome = read_outcome(artifacts)
-    page = output / "report.html"
-    page.write_text(report.render(outcome, artifacts), encoding="utf-8")
+    lead = _lead(outcome, artifacts["merge"].path)
+    page = pipeline.write_report(plan, artifacts, "quickstart", "快速上手", lead)
     seconds = time.monotonic() - started
     _show(outcome, artifacts, page, seconds)
     return {"output": str(output), "report": str(page), "seconds": round(seconds, 1), **outcome.figures}
+
+
+def _lead(outcome: Outcome, model: Path) -> list[Section]:
+    """What the quickstart shows first: before and after, and what to do next."""
+    rows = [(f"{english} · {chinese}", before, after) for english, chinese, before, after in outcome.rows]
+    asked = [
+        (question, [("base · 原模型", before), ("adapted · 训练后", after)])
+        for question, before, after in outcome.samples
+    ]
+    talk = Text(f"Talk with it · 和它聊天：yangtuo chat --model {model}", "advice")
+    own = Text(
+        "Take a model and a text of your own · 换成自己的模型与语料：yangtuo run recipes/quickstart.yaml --dry-run"
+    )
+    return [
+        Section("Before and after · 前后对比", [Table(["", "base · 原模型", "adapted · 训练后"], rows), talk, own]),
+        Section("Three questions that it was never asked · 三个没有见过的问法", [Samples(asked)]),
+    ]
 
 
 def _show(outcome: Outcome, artifacts: Mapping[str, Artifact], page: Path, seconds: float) -> None:

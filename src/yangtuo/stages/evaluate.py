@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from yangtuo import console
+from yangtuo import console, page
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.evaluate import EvaluateConfig
@@ -25,6 +25,7 @@ from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
 from yangtuo.evaluation.measured import FinishedAnswers, MeasuredModel
 from yangtuo.evaluation.questions import judge, read_questions
+from yangtuo.evaluation.report import REPORT_FILE, evaluation_page
 from yangtuo.evaluation.results import Figures, Results, headline, summarise, write
 from yangtuo.hub import locate
 
@@ -58,6 +59,7 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
         return details
     with draft(config, Kind.EVALUATION, parents=models) as made:
         write(made.path, results, comparisons)
+        page.write(made.path / REPORT_FILE, evaluation_page(config.suite, results, comparisons))
         made.describe(details=details)
         if refusal:
             kept = _keep(made.path, config.output)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
+from typing import Any
 
-import jinja2
-
+from yangtuo.page import Card, Cards, Cuts, Figures, Listing, Section, Table, Text, render
+from yangtuo.page.charts import draw_bars
 from yangtuo.vocab.audit import PLAIN, Audit, Sample
-from yangtuo.vocab.bars import draw_bars
 
-_NUM_SHOWN = 10
+_NUM_SHOWN, _NUM_FILES = 10, 12
+_LEGEND = (
+    "Below, colours part the pieces of a line; a dark piece is one that only one of the two cuts has, \\xe5 a byte "
+    "that is no character by itself. · 颜色区分词元，深色为两种切分不同之处，\\xe5 表示不成字的单个字节。"
+)
 _BYTE = re.compile(r"\\x[0-9a-f]{2}")  # how a byte that is no character is written
 # Each finding that should be zero: name, Chinese name, meaning.
 _CHECKS = {
@@ -27,32 +30,90 @@ _CHECKS = {
 
 def render_page(findings: Audit, tokenizer: str, base: str, advice: str) -> str:
     """The HTML text of the page; self-contained, no script, no network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     values = findings.to_dict()
+    rates = f"{values['base_chars_per_token']:.2f} → {values['chars_per_token']:.2f}"
+    unused = f"of which unused here · 未用到: {values['unused_pieces']:,}"
+    cards = [
+        Card(rates, "characters per token, base → new", "每个词元的字符数"),
+        Card(f"{values['num_lines']:,}", "lines read", "检查的行数"),
+        Card(f"{values['new_pieces']:,}", "new pieces · 新词元", unused),
+    ]
+    checks = [
+        Card(f"{values[key]:,}", f"{name} · {chinese}", meaning, "some" if values[key] else "zero")
+        for key, (name, chinese, meaning) in _CHECKS.items()
+    ]
+    by_file = values["by_file"]
+    sections = [
+        Section("", [Cards(cards), Text(advice, "advice")]),
+        Section("What should be zero · 应当为零的", [Cards(checks)]),
+        Section("Characters per token · 压缩率", [_rates("script of the line · 文字", values["by_script"])]),
+        Section(
+            f"by file · 按文件 ({len(by_file)})", [_rates("file · 文件", by_file)], folded=len(by_file) > _NUM_FILES
+        ),
+        Section("The new pieces · 新词元", [_pictures(findings), Text(_LEGEND)]),
+        *_cuts(findings),
+        *_examples(values),
+    ]
+    return render("tokenizer audit", "分词器体检", f"{tokenizer}, against its base · 对照原分词器 {base}", sections)
+
+
+def _rates(title: str, amounts: Mapping[str, Mapping[str, float]]) -> Table:
+    rows = [
+        [
+            name,
+            f"{row['characters']:,}",
+            f"{base:.3f}",
+            f"{row['chars_per_token']:.3f}",
+            _quotient(row["chars_per_token"], base),
+        ]
+        for name, row in amounts.items()
+        if row["characters"]
+        for base in [row["base_chars_per_token"]]
+    ]
+    return Table([title, "characters · 字符", "base · 原", "new · 新", "×"], rows)
+
+
+def _quotient(new: float, base: float) -> str:
+    return f"{new / base:.2f}" if base else ""
+
+
+def _pictures(findings: Audit) -> Figures:
     longest = max(findings.lengths, default=1)
     lengths = {str(length): findings.lengths.get(length, 0) for length in range(1, longest + 1)}
     most = max(findings.frequencies, default=0)
     frequencies = {"0": findings.unused} | {
         _times(power): findings.frequencies.get(power, 0) for power in range(most + 1)
     }
-    return environment.get_template("audit.html.jinja").render(
-        tokenizer=tokenizer,
-        base=base,
-        advice=advice,
-        values=values,
-        checks=[(name, chinese, values[key], meaning) for key, (name, chinese, meaning) in _CHECKS.items()],
-        lengths=draw_bars(lengths),
-        frequencies=draw_bars(frequencies),
-        samples=[
-            ("Lines that got least shorter · 缩短最少的行", "base", "new", _marked(findings.worst, lambda _: False)),
-            ("Changed lines · 改变的行", "base", "new", _marked(findings.changed, _is_plain)),
-            ("Engine mismatches · 引擎分歧", "other engine", "this one", _marked(findings.mismatched, lambda _: True)),
-        ],
-        names={key: chinese for key, (_, chinese, _) in _CHECKS.items()},
-        examples={name: listed for name, listed in values["examples"].items() if listed},
+    return Figures(
+        [
+            ("by length in characters · 按长度", draw_bars(lengths)),
+            ("by times used in these texts · 按使用次数", draw_bars(frequencies)),
+        ]
     )
+
+
+def _cuts(findings: Audit) -> list[Section]:
+    shown = [
+        ("Lines that got least shorter · 缩短最少的行", "base", "new", _marked(findings.worst, lambda _: False)),
+        ("Changed lines · 改变的行", "base", "new", _marked(findings.changed, _is_plain)),
+        ("Engine mismatches · 引擎分歧", "other engine", "this one", _marked(findings.mismatched, lambda _: True)),
+    ]
+    return [
+        Section(title, [Cuts([list(zip((first, second), pair, strict=True)) for pair in pairs])])
+        for title, first, second, pairs in shown
+        if pairs
+    ]
+
+
+def _examples(values: Mapping[str, Any]) -> list[Section]:
+    sections = []
+    for key, listed in values["examples"].items():
+        if listed:
+            title = f"{key.replace('_', ' ')} · {_CHECKS[key][1]}: {len(listed)} of {values[key]:,}"
+            pieces = [[("", [(piece, False) for piece in listed])]]
+            block = Cuts(pieces) if key.endswith("pieces") else Listing(listed)
+            sections.append(Section(title, [block], folded=True))
+    return sections
 
 
 def _marked(samples: Sequence[Sample], judged: Callable[[str], bool]) -> list[list[list[tuple[str, bool]]]]:
@@ -61,7 +122,7 @@ def _marked(samples: Sequence[Sample], judged: Callable[[str], bool]) -> list[li
     for sample in samples[:_NUM_SHOWN]:
         cuts = [_placed(sample.base), _placed(sample.tokens)]
         common = set(cuts[0]) & set(cuts[1])
-        marked.append([[(one[1], judged(one[1]) and one not in common) for one in cut] for cut in cuts])
+        marked.append([[(place[1], judged(place[1]) and place not in common) for place in cut] for cut in cuts])
     return marked
 
 
