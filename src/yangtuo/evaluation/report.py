@@ -94,7 +94,7 @@ def _pictures(summary: Results, datasets: Sequence[str]) -> list[Block]:
     for data in datasets:
         rows = [(name, row[data]) for name, row in summary.items()]
         for figure in _FIGURES:
-            if all(figure in values for _, values in rows):
+            if all(figure in values for _, values in rows) and (len(rows) > 1 or f"{figure}_interval" in rows[0][1]):
                 drawn = [(name, values[figure], values.get(f"{figure}_interval")) for name, values in rows]
                 pictures.append((f"{data}: {figure.replace('_', ' ')}", draw_intervals(drawn)))
                 break
