@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from yangtuo.config.convert import ConvertConfig
 from yangtuo.evaluation import bits_per_byte
 from yangtuo.evaluation.bits_per_byte import score_text
 from yangtuo.inference.transformers_engine import load_model
+from yangtuo.stages import convert
 from yangtuo.vocab.encoding import load_encoder
 
 TEXTS = ["The cat sat on the mat.", "你好，羊驼！", "A much longer line, " * 9]
@@ -55,3 +57,22 @@ def test_an_interval_is_taken_over_documents(pico_model: Path) -> None:
     assert many["bits_per_byte_interval"][1] - many["bits_per_byte_interval"][0] < (high - low) / 3
     assert len(few["documents"]) == few["num_documents"] == 3
     assert score_text(model, encoder, TEXTS[:1]).to_dict()["bits_per_byte_interval"] is None
+
+
+def test_a_real_model_gives_what_a_plain_loop_over_transformers_gives(shared_data: Path, tmp_path: Path) -> None:
+    """Its own tokenizer, one document at a time, no batches, no windows of ours."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    convert.run(ConvertConfig(source=str(shared_data / "models/stories260K"), output=tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    texts = ["Once upon a time, there was a little girl named Lily.", "She saw a big dog. It was 3 years old!", "你好"]
+    texts.append("Tom and Ben went to the park to play with a red ball, and they were very happy. " * 3)
+    bits = 0.0
+    for text in texts:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        assert ids[0, 0] == tokenizer.bos_token_id
+        with torch.no_grad():
+            bits += float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2)
+    score = score_text(load_model(tmp_path / "model"), load_encoder(tmp_path / "model"), texts, batch_size=2)
+    assert score.bits_per_byte == pytest.approx(bits / sum(len(text.encode()) for text in texts), abs=1e-3)
