@@ -29,11 +29,12 @@ LAYERS = {
     "training": 8,
     "serving": 9,
     "evaluation": 9,
+    "run_page": 10,
     "stages": 10,
-    "pipeline": 10,
-    "quickstart": 11,
-    "cli": 12,
-    "__main__": 13,
+    "pipeline": 11,
+    "quickstart": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 
 

@@ -149,7 +149,8 @@ def write_report(
 ) -> Path:
     """Writes what the finished run of `plan` has shown, after the sections of `lead`, as `report.html`."""
     from yangtuo import page
-    from yangtuo.evaluation.report import REPORT_FILE, run_page
+    from yangtuo.evaluation.report import REPORT_FILE
+    from yangtuo.run_page import run_page
 
     costs = plan.output / _COSTS
     took: dict[str, Any] = files.read_json(costs) if costs.is_file() else {}
