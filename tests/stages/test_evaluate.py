@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 
 from yangtuo import cli
 from yangtuo.config.evaluate import EvaluateConfig
-from yangtuo.errors import ConfigError, EvaluationError
-from yangtuo.stages import evaluate
+from yangtuo.config.merge import MergeConfig
+from yangtuo.errors import ConfigError, EvaluationError, LineageError
+from yangtuo.stages import evaluate, merge
 
 
 def test_models_are_compared_on_the_same_text(pico_model: Path, pico_tied_model: Path, tmp_path: Path) -> None:
@@ -152,3 +154,40 @@ def test_a_gate_refuses_lost_english_and_keeps_the_figures(
         assert not (tmp_path / "scores").exists()
         assert (tmp_path / f"scores-refused-{number}" / "results.json").is_file()
     assert evaluate.run(forgetting_config(worse, better, tmp_path, tmp_path / "scores", 0.0)).path.is_dir()
+
+
+def test_an_adapter_is_put_on_the_last_model(
+    pico_model: Path, pico_tied_model: Path, train_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Unmerged as merged: the same text, the same exam, and never on a model that it was not trained on."""
+    pytest.importorskip("lm_eval")
+    adapter = train_adapter(tmp_path / "adapter", pico_model)
+    merge.run(MergeConfig(base=str(pico_model), adapter=(str(adapter),), output=tmp_path / "merged"))
+    (tmp_path / "text.txt").write_text("The cat sat on the mat, and the dog ran to the river.")
+    (tmp_path / "logic_val.csv").write_text("id,question,A,B,C,D,answer\n0,q,a,b,c,d,A\n1,r,a,b,c,d,C\n")
+    results = {}
+    for name, options in {
+        "unmerged": {"model": (f"base={pico_model}", f"later={pico_model}"), "adapter": str(adapter)},
+        "merged": {"model": (f"base={pico_model}", f"later={tmp_path / 'merged'}")},
+    }.items():
+        data = (f"en={tmp_path / 'text.txt'}", f"ceval={tmp_path / 'logic_val.csv'}")
+        made = evaluate.run(
+            EvaluateConfig(**options, suite="forgetting", data=data, output=tmp_path / f"{name}-scores")
+        )
+        results[name] = json.loads((made.path / "results.json").read_text("utf-8"))
+    assert set(made.manifest.parents) == {"base", "later"}
+    unmerged, merged = results["unmerged"], results["merged"]
+    assert unmerged["base"]["en"] == merged["base"]["en"]
+    assert unmerged["later"]["en"]["bits_per_byte"] == pytest.approx(merged["later"]["en"]["bits_per_byte"], abs=2e-4)
+    assert unmerged["later"]["en"]["bits_per_byte"] != unmerged["base"]["en"]["bits_per_byte"]
+    for one, other in zip(unmerged["later"]["ceval"]["replies"], merged["later"]["ceval"]["replies"], strict=True):
+        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-3)
+    with pytest.raises(LineageError):
+        evaluate.run(
+            EvaluateConfig(
+                model=(str(pico_tied_model),),
+                adapter=str(adapter),
+                suite="bits-per-byte",
+                data=(str(tmp_path / "text.txt"),),
+            )
+        )

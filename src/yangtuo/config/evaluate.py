@@ -29,6 +29,8 @@ class EvaluateConfig(StageConfig):
     verb: ClassVar[str] = "evaluate"
     model: InputPaths = ()
     """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
+    adapter: InputPath | None = None
+    """A PEFT adapter to put on the last --model; give that model twice, under two names, to see the difference."""
     predictions: InputPath | None = None
     """Instead of a model, a file of finished answers in the order of --data, as [NAME=]PATH (ner, promptcblue)."""
     suite: Literal[

@@ -31,7 +31,8 @@ def headline(figures: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, float)
     }
     for part in ("tasks", "by_type", "groups", "subjects"):
-        for name, row in figures.get(part, {}).items():
+        rows = figures.get(part, {})
+        for name, row in rows.items() if part != "subjects" or len(rows) > 1 else ():
             key = next(key for key in ("f1", "rougeL", "accuracy", "accuracy_over_questions") if key in row)
             shown[f"{name} {key}".replace("_", " ")] = _with_interval(row[key], row.get(key + _INTERVAL))
     return shown

@@ -14,12 +14,13 @@ from typing import Any
 
 from yangtuo import console, page
 from yangtuo.artifacts.draft import draft, refuse_existing
+from yangtuo.artifacts.lineage import check_chain
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.evaluate import EvaluateConfig
 from yangtuo.config.options import Source, split_source
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
-from yangtuo.errors import ConfigError
+from yangtuo.errors import ConfigError, raise_all
 from yangtuo.evaluation import entities, exams, forgetting, promptcblue
 from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
@@ -40,9 +41,12 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
     _check(config)
     measures = {source.name: _open(config, source) for source in _sources(config.data)}
     models = {source.name: open_artifact(source.path, Kind.MODEL) for source in _sources(config.model)}
+    adapters = [open_artifact(config.adapter, Kind.ADAPTER)] if config.adapter else []
+    if adapters:
+        raise_all(check_chain(list(models.values())[-1], adapters))
     results = {
         name: {data: measure(subject) for data, measure in measures.items()}
-        for name, subject in _subjects(config, models)
+        for name, subject in _subjects(config, models, adapters)
     }
     comparisons = forgetting.compare_all(results) if config.suite == "forgetting" else {}
     summary = summarise(results)
@@ -57,7 +61,8 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
         if refusal:
             raise refusal
         return details
-    with draft(config, Kind.EVALUATION, parents=models) as made:
+    parents = models | dict(zip(("adapter",), adapters, strict=False))
+    with draft(config, Kind.EVALUATION, parents) as made:
         write(made.path, results, comparisons)
         page.write(made.path / REPORT_FILE, evaluation_page(config.suite, results, comparisons))
         made.describe(details=details)
@@ -80,13 +85,16 @@ def _sources(references: Sequence[str]) -> list[Source]:
     return [split_source(reference) for reference in references]
 
 
-def _subjects(config: EvaluateConfig, models: Mapping[str, Artifact]) -> Iterator[tuple[str, Any]]:
+def _subjects(
+    config: EvaluateConfig, models: Mapping[str, Artifact], adapters: Sequence[Artifact]
+) -> Iterator[tuple[str, Any]]:
     """What is measured, by name; one model at a time is in memory."""
     if config.predictions:
         source = split_source(config.predictions)
         yield source.name, FinishedAnswers(Path(source.path))
     for name, artifact in models.items():
-        yield name, MeasuredModel(artifact.path, batch_size=config.batch_size)
+        adapter = adapters[0].path if adapters and name == list(models)[-1] else None
+        yield name, MeasuredModel(artifact.path, adapter, config.batch_size)
 
 
 def _names(references: Sequence[str]) -> list[str]:
@@ -100,6 +108,8 @@ def _check(config: EvaluateConfig) -> None:
             found="--model and --predictions" if config.model else "neither --model nor --predictions",
             expected="--model, or --predictions with answers that were computed before",
         )
+    if config.adapter and not config.model:
+        raise ConfigError("--adapter is put on a model", found="--predictions", expected="--model")
     if config.predictions and (config.suite not in ("ner", "promptcblue") or len(config.data) > 1):
         raise ConfigError(
             "--predictions holds the answers to one test set of ner or promptcblue",
