@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from yangtuo.growing import fitting
-from yangtuo.growing.fitting import WindowSample, fit_rows
+from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.states import last_states
 from yangtuo.weights.layouts import open_checkpoint
 
 OLD, NEW, HIDDEN = 20, 12, 16
-
-
-def test_windows_are_spread_evenly_over_a_stream_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_NUM_WINDOWS", 8)
-    monkeypatch.setattr(fitting, "_WINDOW", 4)
-    documents = [np.arange(start, start + 7, dtype=np.int32) for start in range(100, 800, 7)]
-    sample = WindowSample(bos_id=1)
-    assert list(sample.passing(documents)) == documents
-    stream = [token for document in documents for token in (1, *document.tolist())]
-    windows = sample.windows().tolist()
-    assert 4 <= len(windows) < 8
-    found = [stream.index(window[1]) // 4 for window in windows]
-    assert windows == [stream[4 * place : 4 * place + 4] for place in found]
-    assert {after - before for before, after in itertools.pairwise(found)} == {32}
-
-
-def test_a_stream_shorter_than_a_window_gives_none() -> None:
-    sample = WindowSample(bos_id=None)
-    assert [len(document) for document in sample.passing([np.arange(5, dtype=np.int32)])] == [5]
-    assert sample.windows().shape == (0, fitting._WINDOW)
 
 
 def speech(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -24,12 +24,15 @@ class ExpandConfig(StageConfig):
     """The tokenizer whose new pieces need rows; its old ids must be the model's."""
     output: Path
     """The model directory to write."""
-    init: Literal["cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
-    """How new rows start: by the company that their tokens keep in --text; as the mean of the pieces that the base
-    would have used; the same with the last of them weighing most in the embedding and the first in the head; as the
-    mean of all rows; or random. When not given, cooccurrence with --text and subtoken-mean without."""
+    init: Literal["distil", "cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
+    """How new rows start. distil: placed by cooccurrence, then learned from the base itself, which reads --text in its
+    own pieces; a tied head is untied. cooccurrence: by the neighbours that their tokens have in --text. subtoken-mean:
+    as the mean of the pieces that the base would have used; exponential: the last of them weighing most in the
+    embedding, the first in the head. mean: of all rows; or random. When not given: distil with --text where the base
+    reads the new language, else cooccurrence, and subtoken-mean without text."""
     text: InputPaths = ()
-    """Texts in the new language and in the base's own, for cooccurrence, such as those to train on; repeatable."""
+    """Texts in the new language and in the base's own, such as those to train on: neighbours are counted in them, and
+    rows distilled; repeatable."""
     fit_head: bool = True
     """With cooccurrence: fit the head's new rows to the states that the model reaches in --text: one pass over at most
     16,000 tokens, a layer in memory at a time."""

@@ -1,63 +1,31 @@
-"""New head rows fitted to the states that a model reaches: the last touch of a start, before any training.
+"""New head rows fitted to the states that a model reaches, before any training.
 
-Rows that were placed by counting know the company of their tokens, not the states that come before them. One linear
-map of the states, for new rows alone, is learned by cross-entropy while the model stands still, and folded into the
-rows. All of them share it, so a few thousand tokens suffice. This module knows ids and states, not texts or models.
+Rows that were placed by counting know their tokens' neighbours, not the states that come before them. First one linear
+map of the states, for new rows alone, is learned by cross-entropy and folded into the rows: all of them share it, so a
+few thousand tokens suffice. Where more were read, each row then moves by its own evidence. The model stands still. This
+module knows ids and states, not texts or models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from yangtuo import console
-from yangtuo.growing.cooccurrence import NEW_LANGUAGE
+from yangtuo.growing.windows import of_new_language
 
-Ids = npt.NDArray[np.int32]
-
-_NUM_WINDOWS, _WINDOW = 64, 256
 _OLD_WEIGHT = 9.0  # what all windows of the old language weigh against all of the new: it is not to pay
 _HELD_OUT = 8  # one window in so many judges the fit
 _RATES = (0.3, 1.2)  # of the map's elements, in units of 1 / hidden; the better one is kept
 _SHIFT_RATE = 0.25  # of the common shift, against the map's, in units of the rows' deviation
 _EPOCHS, _BATCH = 3, 512
+_DOUBTS = (100.0, 400.0)  # occurrences that a row must have for its evidence to outweigh where it stood
+_ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.5, 0.9, 4, 1024
+_DAMPING = 0.02  # of the mean variance of the states, added to each direction's
 _ROWS = 8192  # old rows in float32 at once
-
-
-class WindowSample:
-    """Windows of equal length, evenly spaced over a stream of documents of unknown length."""
-
-    def __init__(self, bos_id: int | None) -> None:
-        self._bos = np.array([] if bos_id is None else [bos_id], dtype=np.int32)
-        self._kept: list[Ids] = []
-        self._stride = 1
-
-    def passing(self, documents: Iterable[Ids]) -> Iterator[Ids]:
-        """The same documents, seen in passing."""
-        rest, number = self._bos[:0], 0
-        for document in documents:
-            rest = np.concatenate([rest, self._bos, document])
-            for start in range(0, len(rest) - _WINDOW + 1, _WINDOW):
-                if number % self._stride == 0:
-                    self._keep(rest[start : start + _WINDOW].copy())
-                number += 1
-            rest = rest[len(rest) // _WINDOW * _WINDOW :]
-            yield document
-
-    def _keep(self, window: Ids) -> None:
-        self._kept.append(window)
-        if len(self._kept) == _NUM_WINDOWS:
-            self._kept = self._kept[::2]
-            self._stride *= 2
-
-    def windows(self) -> Tensor:
-        """Ids of shape (num_windows, window); fewer windows of a short text."""
-        return torch.from_numpy(np.array(self._kept, dtype=np.int64).reshape(-1, _WINDOW))
 
 
 @dataclass(frozen=True)
@@ -109,19 +77,70 @@ def fit_rows(head: Tensor, num_old: int, windows: Tensor, states: Tensor, seed: 
         return None
     learning, judges = (_positions(head, num_old, windows[part], states[part]) for part in (~judging, judging))
     rows = head[num_old:].float()
-    nothing = _Map(torch.zeros(head.shape[1], head.shape[1]), torch.zeros(head.shape[1]))
-    lowest, best = _judged(judges, num_old, rows, nothing), None
+    lowest, best = _judged(judges, num_old, rows), None
     with console.progress("fitting the head", len(_RATES) * _EPOCHS, "passes") as bar:
         for rate in _RATES:
             for learned in _learn(learning, num_old, rows, rate, generator):
-                if (loss := _judged(judges, num_old, rows, learned)) < lowest:
+                folded = learned.folded_into(rows)
+                if (loss := _judged(judges, num_old, folded)) < lowest:
+                    lowest, best = loss, folded
+                bar.advance(1)
+    return best
+
+
+def refine_rows(head: Tensor, num_old: int, windows: Tensor, states: Tensor, seed: int = 0) -> Tensor | None:
+    """As `fit_rows`, each row by its own evidence: float32 of shape (num_new, hidden), or None where nothing is gained.
+
+    Cross-entropy with a Gaussian prior at the rows as they stand, by stochastic descent that knows the curvature: the
+    states are whitened, and a row's step is divided by its occurrences and the prior's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    judging = torch.randperm(len(windows), generator=generator) % _HELD_OUT == 0
+    new = windows >= num_old
+    if not (new[judging].any() and new[~judging].any()):
+        return None
+    learning, judges = (_positions(head, num_old, windows[part], states[part]) for part in (~judging, judging))
+    rows = head[num_old:].float()
+    lowest, best = _judged(judges, num_old, rows), None
+    with console.progress("fitting new rows", len(_DOUBTS) * _ROW_EPOCHS, "passes") as bar:
+        for doubt in _DOUBTS:
+            for learned in _descend(learning, num_old, rows, doubt, generator):
+                if (loss := _judged(judges, num_old, learned)) < lowest:
                     lowest, best = loss, learned
                 bar.advance(1)
-    return None if best is None else best.folded_into(rows)
+    return best
+
+
+def _descend(
+    positions: _Positions, num_old: int, rows: Tensor, doubt: float, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """The rows after each pass over the positions."""
+    num_positions = len(positions.targets)
+    variance, directions = torch.linalg.eigh((positions.states.T @ positions.states / num_positions).double())
+    variance = variance.clamp_min(0) + _DAMPING * variance.mean()
+    whitening = (directions * variance.rsqrt()).float()
+    coloring = (directions * variance.sqrt()).float()
+    states = (positions.states @ whitening).to(torch.bfloat16)
+    is_new = positions.targets >= num_old
+    counts = torch.bincount(positions.targets[is_new] - num_old, minlength=len(rows)).float()
+    start = rows @ coloring
+    moved, velocity = torch.zeros_like(start), torch.zeros_like(start)
+    num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
+    for _ in range(_ROW_EPOCHS):
+        for places in torch.split(torch.randperm(num_positions, generator=generator), _ROW_BATCH):
+            logits = (states[places] @ (start + moved).T.to(torch.bfloat16)).float()
+            errors = (logits - torch.logaddexp(positions.old_sum[places], logits.logsumexp(1))[:, None]).exp_()
+            said = is_new[places].nonzero()[:, 0]
+            errors[said, positions.targets[places][said] - num_old] -= 1
+            slope = (errors.to(torch.bfloat16).T @ states[places]).float() * (num_positions / len(places))
+            velocity.lerp_((slope + doubt * moved) / (counts + doubt)[:, None], 1 - _ROW_MOMENTUM)
+            moved -= _ROW_RATE * (1 - step / num_steps) * velocity
+            step += 1
+        yield (start + moved) @ whitening.T
 
 
 def _positions(head: Tensor, num_old: int, windows: Tensor, states: Tensor) -> _Positions:
-    of_new = ((windows >= num_old).float().mean(dim=1, keepdim=True) >= NEW_LANGUAGE).float()
+    of_new = of_new_language(windows, num_old)[:, None].float()
     weights = of_new / of_new.sum().clamp_min(1) + _OLD_WEIGHT * (1 - of_new) / (1 - of_new).sum().clamp_min(1)
     targets, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1).float()
     sums = [
@@ -155,11 +174,11 @@ def _learn(
 
 
 @torch.no_grad()
-def _judged(positions: _Positions, num_old: int, rows: Tensor, learned: _Map) -> float:
-    mean, total = rows.mean(dim=0), 0.0
+def _judged(positions: _Positions, num_old: int, rows: Tensor) -> float:
+    total = 0.0
     for places in torch.split(torch.arange(len(positions.targets)), _BATCH):
         part = positions.at(places)
-        loss = _mean_loss(part, num_old, learned.logits(part.states, rows, mean))
+        loss = _mean_loss(part, num_old, part.states @ rows.T)
         total += float(loss * part.weights.sum() / positions.weights.sum())
     return total
 

@@ -109,17 +109,15 @@ def _grown_bias(old: torch.Tensor, rows: NewRows) -> torch.Tensor:
 
 
 class GrownTensors:
-    """A model's tensors, one at a time, with embedding and head grown."""
+    """A model's tensors, one at a time, with embedding and head grown; a tied head may be untied."""
 
     def __init__(self, tensors: Tensors, rows: NewRows, family: Family = USUAL) -> None:
         self._tensors = tensors
         self._rows = rows
-        embedding, head = family.embedding, family.head
-        untied = head in tensors.names()
-        self._roles: dict[str, Role] = {embedding: "embedding" if untied else "tied", head: "head"}
-        self._head_name = head if untied else embedding
-        self._head_bias = head.removesuffix("weight") + "bias"
-        self._fitted: torch.Tensor | None = None
+        self._replaced: dict[str, torch.Tensor] = {}
+        self.embedding, self.head = family.embedding, family.head
+        self._was_tied = self.tied = self.head not in tensors.names()
+        self._head_bias = self.head.removesuffix("weight") + "bias"
 
     @property
     def num_kept(self) -> int:
@@ -128,33 +126,40 @@ class GrownTensors:
 
     def names(self) -> list[str]:
         """Names of all tensors."""
-        return self._tensors.names()
+        return [*self._tensors.names(), self.head] if self._was_tied and not self.tied else self._tensors.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor after growing."""
-        shape = self._tensors.shape(name)
-        return (self._rows.num_rows, *shape[1:]) if name in self._roles or name == self._head_bias else shape
+        shape = self._tensors.shape(self._source(name))
+        return (self._rows.num_rows, *shape[1:]) if name in (self.embedding, self.head, self._head_bias) else shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Number format, which stays."""
-        return self._tensors.dtype(name)
+        return self._tensors.dtype(self._source(name))
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor, grown where it has a row for each piece."""
-        tensor = self._tensors.get(name)
+        tensor = self._tensors.get(self._source(name))
         if name == self._head_bias:
             return _grown_bias(tensor, self._rows)
-        if name not in self._roles:
+        if name not in (self.embedding, self.head):
             return tensor
-        grown = grow(tensor, self._rows, self._roles[name])
-        if self._fitted is not None and name == self._head_name:
-            grown[self._rows.num_kept :] = self._fitted
+        role: Role = "tied" if self._was_tied else "head" if name == self.head else "embedding"
+        grown = grow(tensor, self._rows, role)
+        key = self.embedding if self.tied else name
+        if key in self._replaced:
+            grown[self._rows.num_kept :] = self._replaced[key]
         return grown
 
-    def head(self) -> torch.Tensor:
-        """The grown matrix (rows, hidden) that says the next token: the head, or the embedding where they are tied."""
-        return self.get(self._head_name)
+    def untie(self) -> None:
+        """Gives a tied head rows of its own, which are those of the embedding until they are replaced."""
+        if self.tied and self.embedding in self._replaced:
+            self._replaced[self.head] = self._replaced[self.embedding]
+        self.tied = False
 
-    def replace_new_in_head(self, rows: torch.Tensor) -> None:
-        """Sets the head's new rows (num_new, hidden); those of the embedding too where they are tied."""
-        self._fitted = rows.to(self.dtype(self._head_name))
+    def replace_new(self, name: str, rows: torch.Tensor) -> None:
+        """Sets new rows (num_new, hidden) of the embedding or the head: of both where they are tied."""
+        self._replaced[self.embedding if self.tied else name] = rows.to(self.dtype(name))
+
+    def _source(self, name: str) -> str:
+        return self.embedding if name == self.head and self._was_tied else name

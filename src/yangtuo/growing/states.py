@@ -11,10 +11,13 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from yangtuo import console
+from yangtuo.training.loop import compute_dtype
 from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.shape import FAMILIES, USUAL
 
 _AT_ONCE = 16  # windows in a forward pass
+_LOWER = 0.25  # of all layers
+_SMALL = 512  # hidden size up to which float32 costs nothing that matters
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -33,30 +36,86 @@ class _Weights(Mapping[str, Tensor]):
         return len(list(iter(self)))
 
 
-def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor | None:
-    """What the head is given at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
+class LowerLayers:
+    """The lower layers of a model, frozen and in memory, as a function of what stands for the embedded ids."""
 
-    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one; in
-    float32 if the model is stored so, else in bfloat16, or in float16 on a GPU without it. None where transformers does
-    not know the architecture, or names its parameters otherwise than the tensors are named.
-    """
+    def __init__(self, config: Mapping[str, Any], tensors: Tensors) -> None:
+        """Loads `num_lower(config)` layers; `fits` says whether transformers has such an architecture."""
+        count = num_lower(config)
+        shallow = {**config, "num_hidden_layers": count}
+        if isinstance(config.get("layer_types"), list):
+            shallow["layer_types"] = config["layer_types"][:count]
+        self.dtype, self.device = _arithmetic(config, tensors)
+        backbone, prefix = _empty_backbone(shallow, self.dtype)
+        weights = _Weights(tensors, prefix)
+        # What the next layer would be given: its own norm damps the few directions that are far larger than all others.
+        next_norm = f"layers.{count}.input_layernorm.weight"
+        names = {
+            name: next_norm if name == "norm.weight" and next_norm in weights else name for name in _names(backbone)
+        }
+        state = {name: weights[source].to(self.dtype) for name, source in names.items() if not name.startswith("embed")}
+        backbone.load_state_dict(state, strict=False, assign=True)
+        backbone.embed_tokens = None
+        self._backbone = backbone.to(self.device).eval().requires_grad_(False)
+
+    def __call__(self, embedded: Tensor) -> Tensor:
+        """Normed states (windows, length, hidden) in float32, for `embedded` of the same shape; it keeps gradients."""
+        inputs = embedded.to(self.device, self.dtype)
+        states: Tensor = self._backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return states.float()
+
+
+def num_lower(config: Mapping[str, Any]) -> int:
+    """How many layers put words together from their pieces: a quarter of them, and one at least."""
+    return max(1, round(int(config.get("num_hidden_layers", 1)) * _LOWER))
+
+
+def fits(config: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Whether transformers knows the architecture and names its parameters as the tensors are named."""
     if config.get("model_type") not in CONFIG_MAPPING:
-        return None
-    has_gpu = torch.cuda.is_available()
-    half = torch.float16 if has_gpu and not torch.cuda.is_bf16_supported(including_emulation=False) else torch.bfloat16
-    embedding = FAMILIES.get(config["model_type"], USUAL).embedding
-    if embedding not in tensors.names():
-        return None
-    dtype = torch.float32 if tensors.dtype(embedding) == torch.float32 else half
+        return False
+    if _embedding(config) not in tensors.names():
+        return False
+    backbone, prefix = _empty_backbone(config, torch.float32)
+    return set(_names(backbone)) <= set(_Weights(tensors, prefix))
+
+
+def _embedding(config: Mapping[str, Any]) -> str:
+    return FAMILIES.get(config["model_type"], USUAL).embedding
+
+
+def _names(backbone: Any) -> list[str]:
+    return [name for name, _ in backbone.named_parameters()]
+
+
+def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
+    """A model below its head, without values, and what its parameters' names begin with."""
     with init_empty_weights(include_buffers=False):
         settings = AutoConfig.for_model(**config)
         model: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
-    backbone = getattr(model, model.base_model_prefix)
-    weights = _Weights(tensors, f"{model.base_model_prefix}.")
-    if not set(dict(backbone.named_parameters())) <= set(weights):
+    return getattr(model, model.base_model_prefix), f"{model.base_model_prefix}."
+
+
+def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtype, torch.device]:
+    """Where and in which number format passes are computed; small models are exact."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    embedding = _embedding(config)
+    is_small = tensors.shape(embedding)[1] < _SMALL and tensors.dtype(embedding) == torch.float32
+    return (torch.float32 if is_small else compute_dtype("auto")), device
+
+
+def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor | None:
+    """What the head is given at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
+
+    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one. None
+    where the architecture does not fit.
+    """
+    if not fits(config, tensors):
         return None
-    device = torch.device("cuda" if has_gpu else "cpu")
-    embedded = tensors.get(embedding)[windows]
+    dtype, device = _arithmetic(config, tensors)
+    backbone, prefix = _empty_backbone(config, dtype)
+    weights = _Weights(tensors, prefix)
+    embedded = tensors.get(_embedding(config))[windows]
     cpu_offload(backbone.eval(), device, state_dict=weights)
     states = []
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:

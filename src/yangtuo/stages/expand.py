@@ -6,11 +6,14 @@ Reads like its summary: the model and its tokenizer, the new tokenizer, a source
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
@@ -19,14 +22,20 @@ from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError
 from yangtuo.growing.cooccurrence import Company, keep_company
-from yangtuo.growing.fitting import WindowSample, fit_rows
-from yangtuo.growing.rows import GrownTensors, Init, NewRows
-from yangtuo.growing.states import last_states
+from yangtuo.growing.distillation import WINDOW, distil, num_windows
+from yangtuo.growing.fitting import fit_rows
+from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
+from yangtuo.growing.rows import GrownTensors, NewRows
+from yangtuo.growing.states import fits, last_states
+from yangtuo.growing.windows import Apart, WindowSample, of_new_language, readable
 from yangtuo.vocab.directory import GENERATION_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, mended_ids, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint
 
+_PROGRESS = ".distillation.pt"
+_FIT_WINDOWS, _FIT_LENGTH = 64, 256
+_POOL = 8  # windows kept for each that is distilled in: up to so many, or half
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
 
@@ -37,24 +46,18 @@ def run(config: ExpandConfig) -> Artifact:
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     old, new = load_encoder(model.path), load_encoder(tokenizer.path)
     checkpoint = open_checkpoint(model.path)
-    init = _chosen_init(config)
+    _check_options(config)
     num_kept = _kept_rows(config, checkpoint, old, new)
     sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
     texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
-    company, sample = None, WindowSample(new.bos_id)
-    if init == "cooccurrence":
-        documents = sample.passing(_documents([text.path for text in texts.values()], new))
-        hidden = checkpoint.shape.hidden_size
-        company = keep_company(documents, num_kept, new.vocabulary_size, hidden, config.seed)
-    rows = NewRows(num_kept, sources, init, config.seed, company)
-    grown = GrownTensors(checkpoint.tensors, rows, checkpoint.shape.family)
-    fits = init == "cooccurrence" and config.fit_head
-    fitted_tokens = _fit_head(grown, checkpoint, sample.windows(), config) if fits else 0
-    with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}) as made:
-        made.hashes.update(write_weights(made.path, grown, description="growing"))
+    with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}, resumable=True) as made:
+        start = _start(config, checkpoint, sources, num_kept, new, [text.path for text in texts.values()])
+        learned = _learn(config, checkpoint, start, sources, new, made.path / _PROGRESS)
+        made.hashes.update(write_weights(made.path, start.grown, description="growing"))
+        (made.path / _PROGRESS).unlink(missing_ok=True)
         files = read_directory(tokenizer.path).with_defaults_of(read_directory(model.path))
         files.write(made.path)
-        _write_config(made.path, checkpoint, new, files.special_id("pad_token"))
+        _write_config(made.path, checkpoint, new, files.special_id("pad_token"), start.grown.tied)
         made.describe(
             tokenizer=new.fingerprint,
             vocabulary_size=new.vocabulary_size,
@@ -62,56 +65,141 @@ def run(config: ExpandConfig) -> Artifact:
                 "vocabulary_size": new.vocabulary_size,
                 "base_vocabulary_size": old.vocabulary_size,
                 "first_new_row": num_kept,
-                "new_rows": len(rows.sources),
-                "init": init,
-                "fitted_tokens": fitted_tokens,
-                "related_rows": _related_rows(old, sources, company),
-                "tied": checkpoint.shape.tied,
+                "new_rows": len(sources),
+                "related_rows": _related_rows(old, sources, start.company),
+                "tied": start.grown.tied,
+                **learned,
             },
         )
-    console.note(f"{num_kept:,} rows kept, {len(rows.sources):,} new: {rows.num_rows:,} rows for as many pieces")
+    num_rows = start.grown.shape(start.grown.embedding)[0]
+    console.note(f"{num_kept:,} rows kept, {len(sources):,} new: {num_rows:,} rows for as many pieces")
     return made.artifact
 
 
-def _chosen_init(config: ExpandConfig) -> Init:
-    if (config.init == "cooccurrence") > bool(config.text):
+@dataclass(frozen=True)
+class _Start:
+    """The grown tensors before anything is learned, and what was seen of the text on the way."""
+
+    grown: GrownTensors
+    company: Company | None = None
+    windows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
+    """For the first fit of the head."""
+    short: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
+    """For distilling."""
+    held_out: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
+
+
+def _check_options(config: ExpandConfig) -> None:
+    reads = config.init in ("distil", "cooccurrence")
+    if reads > bool(config.text):
         raise ConfigError(
-            "cooccurrence needs text to count in",
+            f"{config.init} needs text",
             found="no --text",
             expected="texts in both languages",
             run="the same command with --text PATH, or with --init subtoken-mean",
         )
-    if config.text and config.init not in (None, "cooccurrence"):
+    if config.text and config.init and not reads:
         raise ConfigError(
-            "text is read for cooccurrence alone",
+            "text is read for distil and cooccurrence alone",
             found=f"--text and --init {config.init}",
             expected="one of the two",
             run="the same command without --init, or without --text",
         )
-    return config.init or ("cooccurrence" if config.text else "subtoken-mean")
 
 
-def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: torch.Tensor, config: ExpandConfig) -> int:
+def _start(
+    config: ExpandConfig,
+    checkpoint: Checkpoint,
+    sources: Sequence[Sequence[int]],
+    num_kept: int,
+    new: Encoder,
+    paths: Sequence[Path],
+) -> _Start:
+    """Places the new rows; one pass over the text counts neighbours and samples windows."""
+    family = checkpoint.shape.family
+    if not paths:
+        init = config.init or "subtoken-mean"
+        assert init != "distil"
+        return _Start(GrownTensors(checkpoint.tensors, NewRows(num_kept, sources, init, config.seed), family))
+    apart = [Apart(new.bos_id) for _ in paths]
+    sample = WindowSample(new.bos_id, _FIT_WINDOWS, _FIT_LENGTH)
+    short = WindowSample(new.bos_id, _POOL * num_windows(len(sources)), WINDOW)
+    documents = sample.passing(short.passing(_documents(paths, new, apart)))
+    hidden = checkpoint.shape.hidden_size
+    company = keep_company(documents, num_kept, new.vocabulary_size, hidden, config.seed)
+    rows = NewRows(num_kept, sources, "cooccurrence", config.seed, company)
+    held_out = torch.cat([some.windows() for some in apart])
+    grown = GrownTensors(checkpoint.tensors, rows, family)
+    return _Start(grown, company, sample.windows(), short.windows(), readable(held_out, num_kept, sources))
+
+
+def _learn(
+    config: ExpandConfig,
+    checkpoint: Checkpoint,
+    start: _Start,
+    sources: Sequence[Sequence[int]],
+    new: Encoder,
+    progress: Path,
+) -> dict[str, Any]:
+    """Fits and distils the new rows as far as text and base allow; returns what the manifest says of it."""
+    if start.company is None:
+        return {"init": config.init or "subtoken-mean", "fitted_tokens": 0}
+    fitted = _fit_head(start.grown, checkpoint, start.windows, config) if config.fit_head else 0
+    if not fits(checkpoint.config, checkpoint.tensors):
+        return {"init": "cooccurrence", "fitted_tokens": fitted}
+    num_kept = start.grown.num_kept
+    of_new = of_new_language(start.held_out, num_kept)
+    groups = {"new language": start.held_out[of_new], "old language": start.held_out[~of_new]}
+    groups = {name: windows for name, windows in groups.items() if len(windows)}
+    texts = {name: [new.decode(window[1:]) for window in windows.tolist()] for name, windows in groups.items()}
+    num_bytes = {name: sum(len(text.encode()) for text in some) for name, some in texts.items()}
+    before = {
+        name: base_bits(checkpoint.config, checkpoint.tensors, windows, sources, num_kept) / num_bytes[name]
+        for name, windows in groups.items()
+    }
+    reads = "new language" in before and before["new language"] < byte_entropy(texts["new language"])
+    init, tokens = "cooccurrence", 0
+    if config.init == "distil" or (config.init is None and reads):
+        init = "distil"
+        tokens = distil(checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, progress, config.seed)
+    elif config.init is None:
+        console.note("the base does not read the new language by its own pieces: there is nothing to distil")
+    after = {
+        name: grown_bits(checkpoint.config, start.grown, windows) / num_bytes[name] for name, windows in groups.items()
+    }
+    for name in groups:
+        console.note(
+            f"held-out text of the {name}: {before[name]:.3f} bits per byte of the base, {after[name]:.3f} grown"
+        )
+    return {
+        "init": init,
+        "fitted_tokens": fitted,
+        "distilled_tokens": tokens,
+        "bits_per_byte": {name: {"base": before[name], "grown": after[name]} for name in groups},
+    }
+
+
+def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: Tensor, config: ExpandConfig) -> int:
     """Fits the head's new rows to the states that the grown model reaches in text; returns in how many tokens of it."""
     rows, reason = None, "the text is too short"
     if len(windows):
         states = last_states(checkpoint.config, grown, windows)
         reason = "this architecture's states cannot be computed"
         if states is not None:
-            rows = fit_rows(grown.head(), grown.num_kept, windows, states, config.seed)
+            rows = fit_rows(grown.get(grown.head), grown.num_kept, windows, states, config.seed)
             reason = "it gains nothing on text held back from it"
     if rows is None:
         console.note(f"the head's new rows stay as cooccurrence placed them, without a fit: {reason}")
         return 0
-    grown.replace_new_in_head(rows)
+    grown.replace_new(grown.head, rows)
     return windows.numel()
 
 
-def _documents(paths: Sequence[Path], encoder: Encoder) -> Iterator[npt.NDArray[np.int32]]:
+def _documents(paths: Sequence[Path], encoder: Encoder, apart: Sequence[Apart]) -> Iterator[npt.NDArray[np.int32]]:
     """The ids of the texts, an equal budget for each path: neither language may drown the other."""
-    for path in paths:
-        for text in sampled_texts([path], _TEXT_BYTES // len(paths)):
-            yield from encoder.encode_arrays([text])
+    for path, held_out in zip(paths, apart, strict=True):
+        texts = sampled_texts([path], _TEXT_BYTES // len(paths))
+        yield from held_out.passing(ids for text in texts for ids in encoder.encode_arrays([text]))
 
 
 def _related_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
@@ -151,12 +239,14 @@ def _sources(old: Encoder, new: Encoder, index: int) -> list[int]:
     return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < old.vocabulary_size]
 
 
-def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder, pad_id: int | None) -> None:
+def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder, pad_id: int | None, tied: bool) -> None:
     """config.json and generation_config.json; stop ids stay the model's, for old ids do not move."""
     special = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
     config = mended_ids(checkpoint.config, encoder)
     config |= {name: index for name, index in special.items() if config.get(name) is None}
     config["vocab_size"] = encoder.vocabulary_size
+    if checkpoint.shape.tied:
+        config["tie_word_embeddings"] = tied
     generation = {**special, **mended_ids(checkpoint.generation, encoder)}
     if pad_id is not None:
         config["pad_token_id"] = generation["pad_token_id"] = pad_id

@@ -1,0 +1,156 @@
+"""New rows distilled from the base itself: after a new token the model says what it said after the old ones.
+
+The base reads a text in old tokens, the grown model the same text in new ones, and where both meet their states are
+compared, as in Token Distillation (Dobler et al. 2025), but after the lower layers alone: there words have been put
+together from their pieces (Kaplan et al. 2025), and a step costs a fraction of a pass. The body stands still. Rows
+move by their own evidence: those that a batch lacks do not move at all. This module knows ids and tensors, not texts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yangtuo import console
+from yangtuo.growing.fitting import refine_rows
+from yangtuo.growing.rows import GrownTensors
+from yangtuo.growing.states import LowerLayers, last_states
+from yangtuo.growing.windows import align, covering, of_new_language, readable
+from yangtuo.weights.checkpoint import Tensors
+
+WINDOW = 64
+"""Tokens of a window: words are put together from what is near."""
+_LEAST_WINDOWS = 512
+_FITTED = 0.5  # of the windows are read whole for the head, and as many again of the old language's as _OLD says
+_OLD = 0.25
+_BATCH = 16
+_RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
+_FIRST, _SECOND = 0.8, 0.95  # Adam's decays, counted by the batches that have a row
+_SAVE_SECONDS = 60
+
+
+@dataclass
+class _Rows:
+    """New rows and what the optimiser knows of each."""
+
+    rows: Tensor
+    momentum: Tensor
+    squares: Tensor
+    counts: Tensor
+    batch: int = 0
+
+    @classmethod
+    def starting_at(cls, rows: Tensor) -> _Rows:
+        zeros = torch.zeros(len(rows))
+        return cls(rows.clone(), torch.zeros_like(rows), zeros, zeros.clone())
+
+    def move(self, places: Tensor, gradient: Tensor, rate: float) -> None:
+        """Adam with one second moment a row, for the rows at `places` alone."""
+        self.counts[places] += 1
+        first = self.momentum[places].lerp(gradient, 1 - _FIRST)
+        second = self.squares[places].lerp(gradient.square().mean(dim=1), 1 - _SECOND)
+        self.momentum[places], self.squares[places] = first, second
+        counts = self.counts[places][:, None]
+        deviation = (second[:, None] / (1 - _SECOND**counts)).sqrt().clamp_min(1e-20)
+        self.rows[places] -= rate * first / (1 - _FIRST**counts) / deviation
+
+    def save(self, path: Path) -> None:
+        temporary = path.with_suffix(".new")
+        torch.save(vars(self), temporary)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> _Rows:
+        return cls(**torch.load(path, weights_only=True))
+
+
+def num_windows(num_new: int) -> int:
+    """How many windows the rows are distilled in: one a row, for each is to be seen a few times."""
+    return max(_LEAST_WINDOWS, num_new)
+
+
+def distil(
+    config: Mapping[str, Any],
+    base: Tensors,
+    grown: GrownTensors,
+    windows: Tensor,
+    sources: Sequence[Sequence[int]],
+    progress: Path,
+    seed: int = 0,
+) -> int:
+    """Learns the new rows of `grown` from `base`, and returns in how many tokens of `windows` (num_windows, WINDOW).
+
+    First those of the embedding, then those of the head in the states that the grown model then reaches. A tied head is
+    untied: one row cannot be where the body reads it best and where it is predicted best.
+    """
+    num_old = grown.num_kept
+    windows = readable(windows, num_old, sources)
+    of_new = of_new_language(windows, num_old)
+    if not of_new.any():
+        return 0
+    learning = covering(windows[of_new], num_old, len(sources), num_windows(len(sources)), seed)
+    grown.untie()
+    embedding = grown.get(grown.embedding)
+    layers = LowerLayers(config, base)
+    rows = match_states(layers, embedding[:num_old], embedding[num_old:], learning, sources, progress)
+    del layers
+    grown.replace_new(grown.embedding, rows)
+    num_fitted = int(len(learning) * _FITTED)
+    read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
+    states = last_states(config, grown, read)
+    assert states is not None, "layers that could be loaded"
+    refined = refine_rows(grown.get(grown.head), num_old, read, states, seed)
+    if refined is not None:
+        grown.replace_new(grown.head, refined)
+    return learning.numel() + read.numel()
+
+
+def match_states(
+    layers: LowerLayers,
+    embedding: Tensor,
+    rows: Tensor,
+    windows: Tensor,
+    sources: Sequence[Sequence[int]],
+    progress: Path,
+) -> Tensor:
+    """The embedding's new `rows` (num_new, hidden), learned: float32, of the same shape.
+
+    `embedding` (num_old, hidden) are the old rows, `windows` (num_windows, length) ids in the order of learning. The
+    work so far is kept in the file `progress`, from which the same call goes on.
+    """
+    num_old = len(embedding)
+    state = _Rows.load(progress) if progress.is_file() else _Rows.starting_at(rows.float())
+    deviation = float(embedding[:: max(1, num_old // 4096)].float().std())
+    batches = torch.split(windows, _BATCH)
+    saved = time.monotonic()
+    with console.progress("distilling", len(batches), "batches") as bar:
+        bar.advance(state.batch)
+        for batch in batches[state.batch :]:
+            aligned = align(batch, num_old, sources)
+            with torch.no_grad():
+                expected = aligned.at_ends(layers(embedding[aligned.ids]))
+            new = batch >= num_old
+            places, index = torch.unique(batch[new] - num_old, return_inverse=True)
+            moving = state.rows[places].requires_grad_()
+            inputs = embedding[batch.clamp_max(num_old - 1)].float()
+            inputs = inputs.index_put((new,), moving[index])
+            actual = layers(inputs)
+            counted = (new.cumsum(dim=1) > 0).to(actual.device)
+            counted[:, 0] = False  # the first state of a window is a sink of attention, unlike all others
+            difference = (actual - expected)[counted].square().sum() / expected[counted].square().sum().clamp_min(1e-12)
+            (gradient,) = torch.autograd.grad(difference, moving)
+            rate = _RATE * deviation * (1 - state.batch / len(batches))
+            state.move(places, gradient.float().cpu(), rate)
+            state.batch += 1
+            bar.advance(1)
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                state.save(progress)
+                saved = time.monotonic()
+    state.save(progress)
+    return state.rows
