@@ -22,7 +22,7 @@ _HELD_OUT = 8  # one window in so many judges the fit
 _RATES = (0.3, 1.2)  # of the map's elements, in units of 1 / hidden; the better one is kept
 _SHIFT_RATE = 0.25  # of the common shift, against the map's, in units of the rows' deviation
 _EPOCHS, _BATCH = 3, 512
-_DOUBTS = (100.0, 400.0)  # occurrences that a row must have for its evidence to outweigh where it stood
+_DOUBT = 150.0  # occurrences that a row must have for its evidence to outweigh where it stood
 _ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.5, 0.9, 4, 1024
 _DAMPING = 0.02  # of the mean variance of the states, added to each direction's
 _ROWS = 8192  # old rows in float32 at once
@@ -102,18 +102,15 @@ def refine_rows(head: Tensor, num_old: int, windows: Tensor, states: Tensor, see
     learning, judges = (_positions(head, num_old, windows[part], states[part]) for part in (~judging, judging))
     rows = head[num_old:].float()
     lowest, best = _judged(judges, num_old, rows), None
-    with console.progress("fitting new rows", len(_DOUBTS) * _ROW_EPOCHS, "passes") as bar:
-        for doubt in _DOUBTS:
-            for learned in _descend(learning, num_old, rows, doubt, generator):
-                if (loss := _judged(judges, num_old, learned)) < lowest:
-                    lowest, best = loss, learned
-                bar.advance(1)
+    with console.progress("fitting new rows", _ROW_EPOCHS, "passes") as bar:
+        for learned in _descend(learning, num_old, rows, generator):
+            if (loss := _judged(judges, num_old, learned)) < lowest:
+                lowest, best = loss, learned
+            bar.advance(1)
     return best
 
 
-def _descend(
-    positions: _Positions, num_old: int, rows: Tensor, doubt: float, generator: torch.Generator
-) -> Iterator[Tensor]:
+def _descend(positions: _Positions, num_old: int, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """The rows after each pass over the positions."""
     num_positions = len(positions.targets)
     variance, directions = torch.linalg.eigh((positions.states.T @ positions.states / num_positions).double())
@@ -133,7 +130,7 @@ def _descend(
             said = is_new[places].nonzero()[:, 0]
             errors[said, positions.targets[places][said] - num_old] -= 1
             slope = (errors.to(torch.bfloat16).T @ states[places]).float() * (num_positions / len(places))
-            velocity.lerp_((slope + doubt * moved) / (counts + doubt)[:, None], 1 - _ROW_MOMENTUM)
+            velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1
         yield (start + moved) @ whitening.T

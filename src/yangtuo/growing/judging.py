@@ -1,4 +1,4 @@
-"""Bits that a base, and the model grown from it, need for the same windows of text: the figure at the end of growing."""
+"""Bits that a base, and the model grown from it, need for the same windows of text."""
 
 from __future__ import annotations
 
