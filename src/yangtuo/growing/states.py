@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from yangtuo import console
-from yangtuo.training.loop import compute_dtype
 from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.shape import FAMILIES, USUAL
 
@@ -97,11 +96,16 @@ def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any,
 
 
 def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtype, torch.device]:
-    """Where and in which number format passes are computed; small models are exact."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Number format and device of passes: bfloat16 where the device computes in it. Small models are read exactly."""
+    if torch.cuda.is_available():
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype, device = torch.bfloat16 if has_bfloat16 else torch.float16, torch.device("cuda")
+    else:
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        dtype, device = torch.bfloat16 if has_bfloat16 else torch.float32, torch.device("cpu")
     embedding = _embedding(config)
     is_small = tensors.shape(embedding)[1] < _SMALL and tensors.dtype(embedding) == torch.float32
-    return (torch.float32 if is_small else compute_dtype("auto")), device
+    return (torch.float32 if is_small else dtype), device
 
 
 def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor | None:
