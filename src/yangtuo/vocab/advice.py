@@ -11,8 +11,8 @@ _TOKENS_PER_ROW = 64
 the start, then 3.88, 3.48, 3.41 and 3.31 after 8, 16, 33 and 66 tokens a row (benchmarks/results, expand-init)."""
 _PRICE = (
     "Its price: a grown model predicts the language worse at first (SmolLM2-135M, 4,000 pieces, bits per byte of "
-    "Chinese: 1.10 times the base's after `expand --init distil`, 1.20 times after cooccurrence), and in no budget that "
-    "was run did it overtake LoRA in the base's own tokens."
+    "Chinese: 1.10 times the base's after `expand --init distil`, 1.20 times after cooccurrence), and in no budget "
+    "that was run did it overtake LoRA in the base's own tokens."
 )
 _WITHOUT = "Without an expansion: `yangtuo prepare` and `yangtuo pretrain --embeddings frozen` with the base itself."
 
