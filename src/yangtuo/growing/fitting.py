@@ -22,8 +22,8 @@ _HELD_OUT = 8  # one window in so many judges the fit
 _RATES = (0.3, 1.2)  # of the map's elements, in units of 1 / hidden; the better one is kept
 _SHIFT_RATE = 0.25  # of the common shift, against the map's, in units of the rows' deviation
 _EPOCHS, _BATCH = 3, 512
-_DOUBT = 150.0  # occurrences that a row must have for its evidence to outweigh where it stood
-_ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.5, 0.9, 4, 1024
+_DOUBT = 100.0  # occurrences that a row must have for its evidence to outweigh where it stood
+_ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.05, 0.9, 4, 1024
 _DAMPING = 0.02  # of the mean variance of the states, added to each direction's
 _ROWS = 8192  # old rows in float32 at once
 
