@@ -26,9 +26,10 @@ from yangtuo.weights.checkpoint import Tensors
 
 WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
-_LEAST_WINDOWS = 512
-_FITTED = 0.5  # of the windows are read whole for the head, and as many again of the old language's as _OLD says
-_OLD = 0.25
+_PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 512, 16384
+_FITTED = 0.5  # of the windows are read whole for the head
+_OLD = 0.25  # as many again are of the old language
+_MOST_STATES = 1 << 27  # elements of the states that are kept for the head: half a gigabyte in float32
 _BATCH = 16
 _RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
 _FIRST, _SECOND = 0.8, 0.95  # Adam's decays, counted by the batches that have a row
@@ -71,8 +72,8 @@ class _Rows:
 
 
 def num_windows(num_new: int) -> int:
-    """How many windows the rows are distilled in: one a row, for each is to be seen a few times."""
-    return max(_LEAST_WINDOWS, num_new)
+    """How many windows the rows are distilled in: some a row, for each is to be seen a few times."""
+    return min(max(_LEAST_WINDOWS, _PER_ROW * num_new), _MOST_WINDOWS)
 
 
 def distil(
@@ -101,7 +102,8 @@ def distil(
     rows = match_states(layers, embedding[:num_old], embedding[num_old:], learning, sources, progress)
     del layers
     grown.replace_new(grown.embedding, rows)
-    num_fitted = int(len(learning) * _FITTED)
+    most = int(_MOST_STATES / (WINDOW * embedding.shape[1]) / (1 + _OLD))
+    num_fitted = min(int(len(learning) * _FITTED), most)
     read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
     states = last_states(config, grown, read)
     assert states is not None, "layers that could be loaded"

@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from yangtuo import console
 from yangtuo.weights.checkpoint import Tensors
-from yangtuo.weights.shape import FAMILIES, USUAL
+from yangtuo.weights.shape import FAMILIES, USUAL, resolve_shape
 
 _AT_ONCE = 16  # windows in a forward pass
 _LOWER = 0.25  # of all layers
@@ -66,7 +66,7 @@ class LowerLayers:
 
 def num_lower(config: Mapping[str, Any]) -> int:
     """How many layers put words together from their pieces: a quarter of them, and one at least."""
-    return max(1, round(int(config.get("num_hidden_layers", 1)) * _LOWER))
+    return max(1, round(resolve_shape(config).num_layers * _LOWER))
 
 
 def fits(config: Mapping[str, Any], tensors: Tensors) -> bool:

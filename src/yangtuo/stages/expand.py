@@ -35,7 +35,7 @@ from yangtuo.weights.layouts import open_checkpoint
 
 _PROGRESS = ".distillation.pt"
 _FIT_WINDOWS, _FIT_LENGTH = 64, 256
-_POOL = 8  # windows kept for each that is distilled in: up to so many, or half
+_POOL = 4  # windows kept for each that is distilled in: up to so many, or half
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
 
