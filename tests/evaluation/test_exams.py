@@ -224,6 +224,7 @@ def test_other_exams_are_asked_too(suite: str, pico_model: Path, tmp_path: Path)
     figures = open_exam(suite, tmp_path, 1, "lm-eval", None).measure(MeasuredModel(pico_model))
     assert figures["num_questions"] == {"mmlu": 2, "cmmlu": 4, "belebele": 3}[suite]
     assert 0.0 <= figures["accuracy"] <= 1.0
+    assert list(figures["groups"]) == (["stem"] if suite == "mmlu" else [])
 
 
 def bad(change: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ Accuracy is given over questions (lm_eval's group) and over subjects (C-Eval's p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -125,7 +126,7 @@ def open_exam(suite: str, path: Path, num_shots: int, prompt: str, chat: bool | 
             expected="--suite ceval",
         )
     prefix = _PREFIXES[suite]
-    known = [file.stem.removeprefix(prefix) for file in _task_folder(suite).glob(f"{prefix}*.yaml")]
+    known = {file.stem.removeprefix(prefix): file for file in _task_folder(suite).glob(f"{prefix}*.yaml")}
     papers = read_exam(suite, path)
     for paper in papers:
         if paper.subject not in known:
@@ -135,6 +136,7 @@ def open_exam(suite: str, path: Path, num_shots: int, prompt: str, chat: bool | 
                 found=paper.subject,
                 expected=", ".join(close) or f"one of its {len(known)} subjects",
             )
+        paper.group = paper.group or _group(known[paper.subject])
         # Belebele has no dev split: examples are other questions of the same file.
         num_examples = len(paper.rows) - 1 if suite == "belebele" else len(paper.shots)
         if num_examples < num_shots:
@@ -144,6 +146,12 @@ def open_exam(suite: str, path: Path, num_shots: int, prompt: str, chat: bool | 
                 expected=f"--shots {num_examples} or fewer, or the dev files beside the questions",
             )
     return Exam(suite, papers, num_shots, prompt, chat)
+
+
+def _group(task: Path) -> str | None:
+    """The group that lm_eval counts a subject to, as MMLU's name one: `mmlu_stem_tasks` is stem."""
+    match = re.search(r"^\W*tag\W+mmlu_(\w+)_tasks", task.read_text(encoding="utf-8"), re.MULTILINE)
+    return match[1] if match else None
 
 
 def _task_folder(suite: str) -> Path:
