@@ -74,9 +74,7 @@ def _lineage(artifacts: Mapping[str, Artifact]) -> Section:
             ]
         )
     columns = ["step · 步骤", "kind · 种类", "made by · 命令", "from · 来自", "figures · 数量", "fingerprint · 指纹"]
-    picture = Figures(
-        [("each box is made from those left of it that lead to it · 由左侧相连者生成", draw_lineage(nodes))]
-    )
+    picture = Figures([("each box is made from those above that lead to it · 由上方相连者生成", draw_lineage(nodes))])
     return Section("What was made from what · 产物与来历", [picture, Table(columns, rows)])
 
 

@@ -104,10 +104,10 @@ def test_curves_lie_within_their_axes_and_higher_values_higher() -> None:
     assert points[1][1] < points[2][1] < points[0][1] and points[0][0] < points[1][0] < points[2][0]
 
 
-def test_what_is_made_stands_right_of_what_it_is_made_from() -> None:
+def test_what_is_made_stands_below_what_it_is_made_from() -> None:
     nodes = {"base": ("model", []), "pieces": ("tokenizer", ["base"]), "grown": ("model", ["base", "pieces"])}
     picture = draw_lineage(nodes)
-    boxes = re.findall(r'<title>(\w+): .*?<rect class="node" rx="6" x="(\d+)"', picture)
-    places = {name: int(x) for name, x in boxes}
+    boxes = re.findall(r'<title>(\w+): .*?<rect class="node" rx="6" x="\d+" y="(\d+)"', picture)
+    places = {name: int(y) for name, y in boxes}
     assert places["base"] < places["pieces"] < places["grown"]
     assert picture.count('class="edge"') == 3

@@ -10,7 +10,7 @@ from yangtuo.page import Block, Figures, Samples, Section, Table, Text
 from yangtuo.page.charts import draw_intervals
 
 REPORT_FILE = "report.html"
-_NUM_SAMPLES = 8
+_NUM_SAMPLES, _NUM_ROWS = 8, 24
 _FIGURES = (
     "bits_per_byte",
     "accuracy_over_subjects",
@@ -33,11 +33,13 @@ def evaluation_sections(suite: str, results: Results, comparisons: Results) -> l
     summary = summarise(results)
     datasets = list(next(iter(results.values())))
     sections = [Section(f"{suite}: side by side · 结果对比", [*_conditions(summary), *_pictures(summary, datasets)])]
+    shown = {name: {data: headline(figures) for data, figures in row.items()} for name, row in summary.items()}
+    cells = []
     for data in datasets:
-        rows = {name: headline(row[data]) for name, row in summary.items()}
-        keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-        table = Table([data, *rows], [[key, *(row.get(key, "") for row in rows.values())] for key in keys])
-        sections.append(Section(f"{data}: all figures · 全部指标", [table], folded=len(keys) > 12))
+        keys = dict.fromkeys(key for row in shown.values() for key in row[data])
+        cells += [[data, key, *(row[data].get(key, "") for row in shown.values())] for key in keys]
+    table = Table(["data · 数据", "figure · 指标", *shown], cells)
+    sections.append(Section("All figures · 全部指标", [table], folded=len(cells) > _NUM_ROWS))
     if comparisons:
         sections.append(Section("Lost and won against the base · 相对原模型的得失", [_compared(comparisons)]))
     samples = _samples(results, datasets)

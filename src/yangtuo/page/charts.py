@@ -109,7 +109,7 @@ def draw_intervals(rows: Sequence[tuple[str, float, tuple[float, float] | None]]
 
 
 def draw_lineage(nodes: Mapping[str, tuple[str, Sequence[str]]]) -> str:
-    """A box for each node, right of all that it was made from: name -> (what it is, names of its parents)."""
+    """A box for each node, below all that it was made from: name -> (what it is, names of its parents)."""
     depths: dict[str, int] = {}
 
     def depth(name: str) -> int:
@@ -117,33 +117,35 @@ def draw_lineage(nodes: Mapping[str, tuple[str, Sequence[str]]]) -> str:
             depths[name] = 1 + max((depth(parent) for parent in nodes[name][1] if parent in nodes), default=-1)
         return depths[name]
 
-    columns: dict[int, list[str]] = {}
+    rows: dict[int, list[str]] = {}
     for name in nodes:
-        columns.setdefault(depth(name), []).append(name)
-    width, height, gap_x, gap_y = 150, 40, 34, 14
-    tallest = max(map(len, columns.values()))
-    total = tallest * (height + gap_y) + gap_y
-    places = {}
-    for column, names in columns.items():
-        step = total / len(names)
-        for rank, name in enumerate(names):
-            places[name] = (column * (width + gap_x) + 2, step * (rank + 0.5) - height / 2)
+        rows.setdefault(depth(name), []).append(name)
+    width, height, gap_x, gap_y = 150, 40, 16, 26
+    total = max(map(len, rows.values())) * (width + gap_x)
+    places = {
+        name: (total / len(names) * (rank + 0.5) - width / 2, row * (height + gap_y) + 2)
+        for row, names in rows.items()
+        for rank, name in enumerate(names)
+    }
     parts = []
     for name, (_, parents) in nodes.items():
-        end = f"{places[name][0]:.0f} {places[name][1] + height / 2:.0f}"
-        for parent in parents:
+        x, y = places[name][0] + width / 2, places[name][1]
+        for parent in dict.fromkeys(parents):
             if parent in places:
-                start, level = places[parent][0] + width, places[parent][1] + height / 2
-                bend = start + gap_x / 2
-                curve = f"C{bend:.0f} {level:.0f} {bend:.0f} {end.split()[1]} {end}"
-                parts.append(f'<path class="edge" d="M{start:.0f} {level:.0f} {curve}"/>')
+                left, top = places[parent][0] + width / 2, places[parent][1] + height
+                bend = top + gap_y / 2
+                curve = f"C{left:.0f} {bend:.0f} {x:.0f} {bend:.0f} {x:.0f} {y:.0f}"
+                if depths[name] - depths[parent] > 1:  # past the boxes between, not through them
+                    side = x - width / 2 - gap_x if left <= x else x + width / 2 + gap_x
+                    curve = f"C{side:.0f} {bend:.0f} {side:.0f} {y - gap_y / 2:.0f} {x:.0f} {y:.0f}"
+                parts.append(f'<path class="edge" d="M{left:.0f} {top:.0f} {curve}"/>')
     for name, (what, _) in nodes.items():
         x, y = places[name]
         size = f'x="{x:.0f}" y="{y:.0f}" width="{width}" height="{height}"'
         parts.append(f'<g><title>{escape(name)}: {escape(what)}</title><rect class="node" rx="6" {size}/>')
         parts.append(_text(x + width / 2, y + 17, _shortened(name), "name"))
         parts += [_text(x + width / 2, y + 32, _shortened(what)), "</g>"]
-    return _svg(len(columns) * (width + gap_x) - gap_x + 4, total, parts, "natural")
+    return _svg(max(total, _WIDTH), len(rows) * (height + gap_y) - gap_y + 4, parts, "natural")
 
 
 def _shortened(text: str, limit: int = 22) -> str:
