@@ -20,6 +20,7 @@ from yangtuo.artifacts.manifest import Artifact
 from yangtuo.errors import LineageError, TrainingError, UserError, WeightsError
 from yangtuo.training import adapter, attention, loop
 from yangtuo.training.loss import use_sliced_loss
+from yangtuo.training.probe import choose_attention
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 from yangtuo.weights import loading
@@ -41,6 +42,8 @@ def meta_model(
 ) -> PeftModel:
     """What `load_adapted` gives, without a single value in its tensors: for counting before anything is loaded."""
     with torch.device("meta"):
+        with torch.device("cpu"):  # an architecture that does not train right is refused before anything is read
+            choose_attention(loading.load_config(model.path))
         empty = loading.empty_model(model.path, dtype=loop.compute_dtype(options["dtype"]))
         if earlier is None:
             return adapter.attach(empty, _shape(model, stop_ids, options))
@@ -64,7 +67,7 @@ def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> Pre
     that is not possible here.
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else attention.NAME}
+    options: dict[str, Any] = {"attn_implementation": choose_attention(loading.load_config(path))}
     if quantized:
         options |= {
             "quantization_config": _four_bits(dtype),
