@@ -408,3 +408,25 @@ def test_finished_parts_outlive_a_malformed_row(
     path = prepared(corpus, pico_tokenizer, "data", source=(str(corpus),))
     assert len(made) == len(set(made)) and len(made) > num_finished, "no finished part is made twice"
     assert files_of(path) == files_of(prepared(corpus, pico_tokenizer, "fresh", source=(str(corpus),)))
+
+
+def test_documents_begin_bare_where_the_tokenizer_has_no_bos(pico_byte_level: Path, tmp_path: Path) -> None:
+    """Qwen's and GLM-4's tokenizers end documents and begin them with nothing; both once were refused."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_bytes((pico_byte_level / "tokenizer.json").read_bytes())
+    settings = {"bos_token": None, "eos_token": "<|endoftext|>", "tokenizer_class": "Qwen2Tokenizer"}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    lines = [f"The cat {index} sat on the mat." for index in range(40)]
+    (texts / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    path = prepared(texts, tokenizer, "data", documents="line", held_out=0.2)
+    encoder, dataset, apart = load_encoder(tokenizer), BlockDataset(path), held_out(path)
+    ids = [id_ for block in dataset for id_ in block["input_ids"].tolist()][: dataset.num_tokens]
+    assert encoder.bos_id is None and apart
+    expected = {tuple(encoder.encode(line)) for line in lines}
+    trained = {tuple(map(int, part.split())) for part in " ".join(map(str, ids)).split(f" {encoder.eos_id}")} - {()}
+    kept = {tuple(ids[1:].tolist()) for source in apart for ids in source.documents}
+    assert trained | kept == expected and not trained & kept
+    assert {int(ids[0]) for source in apart for ids in source.documents} == {encoder.eos_id}, "its first token is predicted too"

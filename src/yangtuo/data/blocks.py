@@ -4,7 +4,7 @@
     starts.bin      uint64 offsets into tokens.bin at which a document, or padding, begins; ascending
     learned.bin     uint8, one for each token: 1 where the loss counts it (conversations only)
     dataset.json    the sizes
-    held-out.bin    the ids of documents kept apart, each beginning with BOS; held-out.json says whose they are
+    held-out.bin    the ids of documents kept apart, each behind BOS (EOS without one); held-out.json says whose
 
 Position ids and the separation of documents derive from `starts.bin`; nothing is padded to be cut later. This module
 knows no text, no tokenizer and no model. Torch is imported where tensors are made, so that the processes that only
@@ -291,7 +291,7 @@ class HeldOut:
     name: str
     """The source's label, such as zh."""
     documents: list[torch.Tensor]
-    """Token ids, LongTensors that begin with BOS and have no EOS."""
+    """Token ids, LongTensors that begin with BOS (EOS without one) and do not end with EOS."""
     num_bytes: int
     """UTF-8 bytes of the documents' text."""
 

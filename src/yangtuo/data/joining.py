@@ -119,9 +119,14 @@ def _account(sources: Sequence[SourceParts], repeated: Mask, reason: str, encode
             ends = np.cumsum(rows["tokens"])
             for index in found[: max(0, Filtered.MOST - len(shown))]:
                 end = int(ends[index]) - 1  # without BOS and EOS
-                begin = end + 2 - int(rows["tokens"][index])
+                begin = end + 1 + _num_ahead(encoder) - int(rows["tokens"][index])
                 ids = _read_tokens(part, encoder, begin, min(end, begin + _SHOWN))
                 shown.append(Filtered.shortened(encoder.decode(ids.tolist()).strip()))
+
+
+def _num_ahead(encoder: Encoder) -> int:
+    """Tokens of a document before its text: BOS, where the tokenizer has one."""
+    return int(encoder.bos_id is not None)
 
 
 def _read_tokens(part: Path, encoder: Encoder, begin: int, end: int) -> npt.NDArray[Any]:
@@ -144,7 +149,7 @@ def join_source(
     writer, apart = writers
     lengths, characters, num_bytes = _measured(source, ~repeated)
     spans = np.zeros(len(lengths), dtype=SPAN)
-    spans["document"], spans["end"] = np.flatnonzero(~repeated), lengths - 2
+    spans["document"], spans["end"] = np.flatnonzero(~repeated), lengths - 1 - _num_ahead(encoder)
     cutter = _Cutter(source, encoder)
     kept_apart, training = take_share(spans, held_out, f"{seed}/held-out/{source.name}", cutter)
     _hold_out(source, kept_apart, encoder, apart)
@@ -195,7 +200,8 @@ class _Cutter:
         part = self._source.parts[number]
         rows = _documents(part)["tokens"].astype(np.int64)
         index = document - int(self._firsts[number])
-        first, length = int(rows[:index].sum()) + 1, int(rows[index]) - 2  # behind BOS, before EOS
+        ahead = _num_ahead(self._encoder)
+        first, length = int(rows[:index].sum()) + ahead, int(rows[index]) - ahead - 1  # behind BOS, before EOS
         if at >= length:
             return length
         window = min(length, at + max(size // 2, _LEAST_WINDOW))
@@ -238,20 +244,21 @@ def _by_part(source: SourceParts, spans: Spans) -> Iterator[tuple[Path, npt.NDAr
 def _hold_out(source: SourceParts, spans: Spans, encoder: Encoder, apart: HeldOutWriter) -> None:
     for part, begins, own in _by_part(source, spans):
         for document, begin, end in own.tolist():
-            first = int(begins[document])
-            bos = _read_tokens(part, encoder, first, first + 1)
-            ids = _read_tokens(part, encoder, first + 1 + begin, first + 1 + end)
-            whole = end - begin == int(begins[document + 1]) - first - 2
+            first = int(begins[document]) + _num_ahead(encoder)
+            ids = _read_tokens(part, encoder, first + begin, first + end)
+            whole = end - begin == int(begins[document + 1]) - first - 1
             num_bytes = (
                 int(_documents(part)["bytes"][document]) if whole else len(encoder.decode(ids.tolist()).encode())
             )
-            apart.add(source.name, np.concatenate([bos, ids]), num_bytes)
+            # What the first token is predicted from: BOS, or the end of another document where there is none.
+            start = encoder.eos_id if encoder.bos_id is None else encoder.bos_id
+            apart.add(source.name, np.concatenate([np.array([start], ids.dtype), ids]), num_bytes)
 
 
 def _append(source: SourceParts, spans: Spans, encoder: Encoder, writer: BlockWriter) -> None:
     for part, begins, own in _by_part(source, spans):
         lengths = np.diff(begins)
-        sections = np.flatnonzero(own["end"] - own["begin"] != lengths[own["document"]] - 2)
+        sections = np.flatnonzero(own["end"] - own["begin"] != lengths[own["document"]] - 1 - _num_ahead(encoder))
         for low, high in zip([0, *(sections + 1)], [*sections, len(own)], strict=True):
             wanted = np.zeros(len(lengths), dtype=bool)
             wanted[own["document"][low:high]] = True
@@ -259,7 +266,8 @@ def _append(source: SourceParts, spans: Spans, encoder: Encoder, writer: BlockWr
             if high < len(own):  # a section, between the BOS and the EOS of its document
                 document, begin, end = own[high].tolist()
                 first, last = int(begins[document]), int(begins[document + 1])
-                edges = ((first, first + 1), (first + 1 + begin, first + 1 + end), (last - 1, last))
+                text = first + _num_ahead(encoder)
+                edges = ((first, text), (text + begin, text + end), (last - 1, last))
                 writer.add(np.concatenate([_read_tokens(part, encoder, *edge) for edge in edges]))
 
 

@@ -57,14 +57,15 @@ class PartWriter:
     ) -> None:
         if sketched:
             require_rensa()
-        assert encoder.bos_id is not None and encoder.eos_id is not None, "the stage has looked"
+        assert encoder.eos_id is not None, "the stage has looked"
         self.num_characters = 0
         self._directory = directory
         self._encoder = encoder
         self._filters = filters
         self._num_threads = num_threads
         self._num_lead = len(encoder.encode(LEAD))
-        self._bos, self._eos = (np.array([index], dtype=np.int32) for index in (encoder.bos_id, encoder.eos_id))
+        self._bos = np.array([] if encoder.bos_id is None else [encoder.bos_id], dtype=np.int32)
+        self._eos = np.array([encoder.eos_id], dtype=np.int32)
         self._dtype = token_dtype(encoder.vocabulary_size)
         names = ("tokens", "documents", "sketches") if sketched else ("tokens", "documents")
         self._files = {name: (directory / f"{name}.bin").open("wb") for name in names}

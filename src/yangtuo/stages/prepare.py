@@ -81,11 +81,11 @@ def _sources(config: PrepareConfig) -> list[Source]:
 
 def _load(config: PrepareConfig, tokenizer: Artifact) -> Encoder:
     encoder = load_encoder(tokenizer.path)
-    if encoder.bos_id is None or encoder.eos_id is None:
+    if encoder.eos_id is None:  # without BOS (Qwen, GLM-4) documents begin bare, as their makers trained them
         raise VocabularyError(
-            f"{config.tokenizer} cannot mark where documents begin and end",
-            found=f"BOS {encoder.bos_id}, EOS {encoder.eos_id}",
-            expected="a tokenizer with both tokens",
+            f"{config.tokenizer} cannot mark where documents end",
+            found="no EOS",
+            expected="a tokenizer whose tokenizer_config.json names an eos_token",
         )
     return encoder
 
