@@ -429,4 +429,6 @@ def test_documents_begin_bare_where_the_tokenizer_has_no_bos(pico_byte_level: Pa
     trained = {tuple(map(int, part.split())) for part in " ".join(map(str, ids)).split(f" {encoder.eos_id}")} - {()}
     kept = {tuple(ids[1:].tolist()) for source in apart for ids in source.documents}
     assert trained | kept == expected and not trained & kept
-    assert {int(ids[0]) for source in apart for ids in source.documents} == {encoder.eos_id}, "its first token is predicted too"
+    assert {int(ids[0]) for source in apart for ids in source.documents} == {encoder.eos_id}, (
+        "its first token is predicted too"
+    )

@@ -48,7 +48,9 @@ def _chosen(model_type: str, values: str, offered: tuple[str, ...]) -> str | Tra
             try:
                 reason = _difference(_small(model_type, json.loads(values)), name)
             except _BREAKS as error:
-                reason = f"a small copy of it does not run: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                reason = (
+                    f"a small copy of it does not run: {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                )
             if reason is None:
                 return name
     return TrainingError(
