@@ -1,4 +1,4 @@
-"""Whether a model's architecture trains here as it does in transformers, tried on a small copy before weights are read.
+"""Whether an architecture trains here as it does in transformers, tried on a small copy before weights are read.
 
 The copy has the model's config with one layer of each kind, two at least, narrow feed-forward layers and random
 weights. Its loss is compared with transformers' own, and two documents packed into one block with each on its own:
