@@ -62,11 +62,10 @@ def _chosen(model_type: str, values: str, offered: tuple[str, ...]) -> str | Tra
 
 def _small(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
     """The config with one layer of each kind, two at least, a small vocabulary and narrow feed-forward layers."""
-    kinds = values.get("layer_types") or values.get("block_types")
-    layers = max(2, len(set(kinds))) if kinds else 2
+    kinds: list[str] = list(dict.fromkeys(values.get("layer_types") or values.get("block_types") or ()))
+    layers = max(2, len(kinds))
     if values.get("layer_types"):
-        distinct = list(dict.fromkeys(kinds))
-        values["layer_types"] = (distinct * 2)[:layers]
+        values["layer_types"] = (kinds * 2)[:layers]
     for name in ("num_hidden_layers", "n_layer", "num_layers"):
         if isinstance(values.get(name), int):
             values[name] = layers
@@ -128,7 +127,8 @@ def _model(config: PretrainedConfig, name: str) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
-    return model.train()
+    model.train()
+    return model
 
 
 def _loss(model: PreTrainedModel, ids: Tensor, labels: Tensor, positions: Tensor | None = None) -> float:

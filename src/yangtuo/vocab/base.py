@@ -14,10 +14,11 @@ from yangtuo.errors import FileError, VocabularyError
 from yangtuo.vocab.byte_level import Merge, chars_per_word, learn_merges, merge_byte_level, require_byte_level, widen
 from yangtuo.vocab.directory import MODEL_FILE, TokenizerDirectory, read_directory
 from yangtuo.vocab.encoding import Family, fast_family
+from yangtuo.vocab.fast_tokenizer import extended_fast
 from yangtuo.vocab.learn import learn_pieces, sentencepiece_pieces
 from yangtuo.vocab.merge import merge_faithful, merge_published, ordered_pieces
 from yangtuo.vocab.scripts import Scripts
-from yangtuo.vocab.sentencepiece_model import read_model, require_extensible
+from yangtuo.vocab.sentencepiece_model import parse_model, read_model, require_extensible
 
 MERGES_FILE = "merges.txt"
 Style = Literal["faithful", "published"]
@@ -128,15 +129,17 @@ class SentencePieceBase:
             merged = merge_published(self.proto, model, add_tokens)
         else:
             merged = merge_faithful(self.proto, ordered_pieces(model), scripts, add_tokens)
-        ends = {"add_bos_token": self.tokenizer.adds_bos, "add_eos_token": self.tokenizer.adds_eos}
-        grown = replace(
-            self.tokenizer,
-            model=merged.model,
-            fast=None,
-            settings={**self.tokenizer.settings, **ends, **_pad(add_tokens)},
-        )
-        grown.with_fast(add_tokens).write(directory)
+        self._grown(merged.model, add_tokens).write(directory)
         return Outcome(merged.added, merged.closed, merged.out_of_script, merged.unreachable)
+
+    def _grown(self, model: bytes, add_tokens: Sequence[str]) -> TokenizerDirectory:
+        """The files of the joined model; where the base has a tokenizer.json alone, that alone, which cuts as it did."""
+        ends = {"add_bos_token": self.tokenizer.adds_bos, "add_eos_token": self.tokenizer.adds_eos}
+        settings = {**self.tokenizer.settings, **ends, **_pad(add_tokens)}
+        if self.tokenizer.content is not None and self.tokenizer.proto is None:
+            content = extended_fast(self.tokenizer.content, parse_model(model, "the joined model"), add_tokens)
+            return replace(self.tokenizer, settings=settings).with_content(content)
+        return replace(self.tokenizer, model=model, fast=None, settings=settings).with_fast(add_tokens)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,24 @@ def fast_to_sentencepiece(content: Mapping[str, Any], name: str) -> Any:
     return proto
 
 
+def extended_fast(content: Mapping[str, Any], proto: Any, controls: Sequence[str]) -> dict[str, Any]:
+    """`content`, the tokenizer.json that `proto` grew from, with the pieces of `proto` that it lacks, and their merges.
+
+    All else stays: how text is normalised and cut. `controls` are those of the new pieces that are special tokens.
+    """
+    model = dict(content["model"])
+    known = model["vocab"].keys() | {token["content"] for token in content["added_tokens"]}
+    new = {piece.piece: index for index, piece in enumerate(proto.pieces) if piece.piece not in known}
+    # The library numbers added tokens anew unless the model knows them, which the new pieces' ids would not survive.
+    model["vocab"] = {**model["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}, **new}
+    pairs = [list(pair) for pair in ranked_merges(proto) if "".join(pair) in new]
+    model["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]] + pairs
+    tokenizer = Tokenizer.from_str(json.dumps({**content, "model": model}))
+    special = [text for text, index in new.items() if proto.pieces[index].type == CONTROL or text in controls]
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in special])
+    return dict(json.loads(tokenizer.to_str()))
+
+
 def adds_token(content: Mapping[str, Any], token: str) -> bool:
     """Whether the tokenizer.json `content` puts `token` around every single text."""
     return any(
@@ -135,12 +153,13 @@ def _proto(content: Mapping[str, Any]) -> Any:
     added = {token["content"]: token for token in content["added_tokens"]}
     pieces = {index: text for text, index in model["vocab"].items()}
     pieces |= {token["id"]: text for text, token in added.items()}
+    unknown = model.get("unk_token") or "<unk>"
     scores = _scores(model)
     proto = sentencepiece_model_pb2.ModelProto()
     for index in range(max(pieces) + 1):
         text = pieces.get(index, f"<unnamed {index}>")
         kind = NORMAL if index in pieces else CONTROL
-        if text == model.get("unk_token"):
+        if text == unknown:
             kind = UNKNOWN
         elif re.fullmatch("<0x[0-9A-F]{2}>", text):
             kind = BYTE
@@ -179,11 +198,14 @@ def _scores(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _cut_alike(proto: Any, content: Mapping[str, Any]) -> bool:
-    """Whether model and tokenizer.json give the same ids: for lines of random pieces, and for what they do not hold."""
+    """Whether model and tokenizer.json give the same ids: for lines of random pieces, and for what they do not hold.
+
+    Not so at spaces that begin a text, where Hugging Face's Metaspace puts none before them and SentencePiece does.
+    """
     texts = [piece.piece.replace(BLANK, " ") for piece in proto.pieces if piece.type == NORMAL]
     chosen = random.Random(0)
-    lines = ["".join(chosen.choices(texts, k=24)) for _ in range(_PROBE_LINES)]
-    lines += ["a b  c\n\n\td", "  你好，世界", "𝒳 🦙 ﬁ é é", "def f(x):\n    return x + 1", "1234567890"]
+    lines = ["".join(chosen.choices(texts, k=24)).strip() for _ in range(_PROBE_LINES)]
+    lines += ["a b  c\n\n\td", "你好，世界", "𝒳 🦙 ﬁ é é", "def f(x):\n    return x + 1", "1234567890"]
     lines += [" ".join(chosen.choices(texts, k=24)).strip() for _ in range(_PROBE_LINES)]
     return SentencePieceEngine(proto, {}).encode_batch(lines, 1) == FastEngine(content).encode_batch(lines, 1)
 
