@@ -133,7 +133,7 @@ class SentencePieceBase:
         return Outcome(merged.added, merged.closed, merged.out_of_script, merged.unreachable)
 
     def _grown(self, model: bytes, add_tokens: Sequence[str]) -> TokenizerDirectory:
-        """The files of the joined model; where the base has a tokenizer.json alone, that alone, which cuts as it did."""
+        """The files of the joined model; a tokenizer.json alone where the base has nothing else, to cut as it did."""
         ends = {"add_bos_token": self.tokenizer.adds_bos, "add_eos_token": self.tokenizer.adds_eos}
         settings = {**self.tokenizer.settings, **ends, **_pad(add_tokens)}
         if self.tokenizer.content is not None and self.tokenizer.proto is None:
