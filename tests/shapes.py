@@ -208,4 +208,4 @@ SHAPES: dict[str, Callable[[Path, bytes, Path], None]] = {
     "GLM-4": glm,
     "LFM2": lfm2,
 }
-"""Name of the shape -> the function that writes it, given a directory, a SentencePiece model and a byte-level tokenizer."""
+"""Name of the shape -> what writes it, given a directory, a SentencePiece model and a byte-level tokenizer."""

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.shapes import SHAPES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.shapes import SHAPES
 from yangtuo.artifacts.manifest import Artifact
 from yangtuo.config.chat import ChatConfig
 from yangtuo.config.convert import ConvertConfig
@@ -50,8 +51,8 @@ from yangtuo.vocab.encoding import load_encoder
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "architectures.md"
 VERBS = (
-    "inspect", "convert", "tokenizer train", "tokenizer merge", "tokenizer audit", "expand", "prepare", "pretrain", "merge",
-    "sft", "evaluate", "chat", "export gguf",
+    "inspect", "convert", "tokenizer train", "tokenizer merge", "tokenizer audit", "expand", "prepare", "pretrain",
+    "merge", "sft", "evaluate", "chat", "export gguf",
 )  # fmt: skip
 SENTENCE = "The cat sat on the mat. 你好，小镇 1998"
 outcomes: dict[str, dict[str, str]] = {}
@@ -157,9 +158,14 @@ def walk(road: Walk) -> None:
         "prepare",
         lambda: prepare.run(
             PrepareConfig(
-                source=(f"zh={zh}", f"en={en}"), tokenizer=at("grown"), output=home / "data", block_size=64,
-                documents="line", dedup="none", held_out=0.1,
-            )  # fmt: skip
+                source=(f"zh={zh}", f"en={en}"),
+                tokenizer=at("grown"),
+                output=home / "data",
+                block_size=64,
+                documents="line",
+                dedup="none",
+                held_out=0.1,
+            )
         ),
     )
     road.take(
@@ -179,9 +185,14 @@ def walk(road: Walk) -> None:
         "sft",
         lambda: sft.run(
             SftConfig(
-                model=at("adapted"), data=(str(texts / "chat.json"),), output=home / "chat-adapter", max_length=128,
-                epochs=0.5, template="alpaca", **training,
-            )  # fmt: skip
+                model=at("adapted"),
+                data=(str(texts / "chat.json"),),
+                output=home / "chat-adapter",
+                max_length=128,
+                epochs=0.5,
+                template="alpaca",
+                **training,
+            )
         ),
     )
     road.take(
@@ -227,8 +238,9 @@ def _page() -> str:
         "# Architectures",
         "",
         "Small models in the shape of published directories, walked along the whole road. This page is written by",
-        "`tests/end_to_end/test_architectures.py`; other architectures of transformers are tried on a small copy when they are",
-        "opened for training, and refused by name where documents in one block would see each other or the loss would differ.",
+        "`tests/end_to_end/test_architectures.py`. Other architectures of transformers are tried on a small copy when",
+        "they are opened for training, and refused by name where documents in one block would see each other or the",
+        "loss would differ. A number in a cell leads to what the verb said.",
         "",
         f"| directory | {' | '.join(VERBS)} |",
         f"| --- | {' | '.join('---' for _ in VERBS)} |",
@@ -240,13 +252,14 @@ def _page() -> str:
             text = said[verb].removeprefix("no: ")
             number = notes.setdefault(text, len(notes) + 1) if said[verb] != "yes" else 0
             cells.append("yes" if not number else f"[{number}]")
-        lines.append(f"| {SHAPES[name].__doc__.split(':')[0] if SHAPES[name].__doc__ else name} | {' | '.join(cells)} |")
-    lines += ["", *(f"[{number}] {_without_figures(text)}  " for text, number in notes.items()), ""]
+        lines.append(
+            f"| {SHAPES[name].__doc__.split(':')[0] if SHAPES[name].__doc__ else name} | {' | '.join(cells)} |"
+        )
+    shapes = (f"- **{name}**: {' '.join((SHAPES[name].__doc__ or '').split())}" for name in outcomes)
+    lines += ["", *(f"[{number}] {_without_figures(text)}  " for text, number in notes.items()), "", *shapes, ""]
     return "\n".join(lines)
 
 
 def _without_figures(text: str) -> str:
     """Losses differ in their last digits between processors."""
-    import re
-
     return re.sub(r"\d+\.\d{3,}", "…", text)
