@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -94,8 +95,9 @@ def test_offline_a_snapshot_in_the_cache_is_used(tmp_path: Path) -> None:
 def test_modelscope_ids_go_to_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def snapshot_download(hub_id: str) -> str:
-        asked.append(hub_id)
+    def snapshot_download(hub_id: str, ignore_patterns: list[str], revision: str = "master") -> str:
+        assert "*.h5" in ignore_patterns
+        asked.append(f"{hub_id}@{revision}")
         if hub_id == "owner/broken":
             raise ValueError("no such model")
         return str(tmp_path)
@@ -103,13 +105,34 @@ def test_modelscope_ids_go_to_its_client(tmp_path: Path, monkeypatch: pytest.Mon
     client = types.ModuleType("modelscope")
     client.snapshot_download = snapshot_download  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "modelscope", client)
-    assert hub.locate("modelscope:owner/name") == tmp_path
+    assert hub.locate("modelscope:owner/name") == hub.locate("modelscope:owner/name@v1.0") == tmp_path
     with pytest.raises(FileError, match="could not be fetched from ModelScope"):
         hub.locate("modelscope:owner/broken")
-    assert asked == ["owner/name", "owner/broken"]
+    assert asked == ["owner/name@master", "owner/name@v1.0", "owner/broken@master"]
 
 
 def test_without_the_modelscope_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(FileError, match=r"yangtuo\[hub\]"):
         hub.locate("modelscope:owner/name")
+
+
+def test_a_revision_is_asked_for_by_name(tmp_path: Path, endpoint: tuple[str, list[str]]) -> None:
+    url, asked = endpoint
+    locate("some-owner/some-model@v1.5", tmp_path, HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
+    about_the_model = [path for path in asked if "some-model" in path]
+    assert about_the_model and all("v1.5" in path for path in about_the_model), asked
+
+
+def test_one_layout_of_the_weights_is_fetched() -> None:
+    """A Mistral repository holds the same weights three times; a user with a slow line waits for one."""
+    names = ["config.json", "model-00001-of-00002.safetensors", "pytorch_model.bin", "consolidated.safetensors"]
+    ignored = hub.other_layouts([*names, "model.gguf", "tokenizer.json"])
+    fetched = [name for name in [*names, "model.gguf", "tokenizer.json"] if not any(map(_matches(name), ignored))]
+    assert fetched == ["config.json", "model-00001-of-00002.safetensors", "tokenizer.json"]
+    assert not any(map(_matches("pytorch_model.bin"), hub.other_layouts(["config.json", "pytorch_model.bin"])))
+    assert not any(map(_matches("model.q8.gguf"), hub.other_layouts(["model.q8.gguf"])))
+
+
+def _matches(name: str) -> Callable[[str], bool]:
+    return lambda pattern: fnmatch(name, pattern)

@@ -1,8 +1,9 @@
 """Where a reference to a model, tokenizer, adapter or data set lies on this disk: a path, or a hub id's snapshot.
 
-Hub ids are `owner/name` for Hugging Face and `modelscope:owner/name` for ModelScope; a part of a data set is
-`owner/name/FOLDER_OR_FILE`. Whether an id names a data set is the caller's to say, for one id may name both. Downloads
-go through the official clients, which resume, respect `HF_ENDPOINT` and `HF_HUB_OFFLINE`, and keep their own cache.
+Hub ids are `owner/name` for Hugging Face and `modelscope:owner/name` for ModelScope, either with `@revision` behind it
+(a branch, a tag or a commit); a part of a data set is `owner/name/FOLDER_OR_FILE`. Whether an id names a data set is the
+caller's to say, for one id may name both. Downloads go through the official clients, which resume, respect `HF_ENDPOINT`
+and `HF_HUB_OFFLINE`, and keep their own cache.
 No code that comes with a model is ever run. This module knows nothing of what it fetches.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from yangtuo.errors import FileError
 
-_HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+_HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?"
 _DATA_ID = _HUB_ID + r"(?P<part>/[^/].*)?"
 _MODELSCOPE = "modelscope:"
 # The same weights for other frameworks, and Meta's originals beside converted ones: never read, often half the bytes.
@@ -42,17 +45,38 @@ def locate(reference: str, *, is_data: bool = False) -> Path:
         return path
     part = hub_id["part"][1:] if is_data and hub_id["part"] else ""
     patterns = None if not is_data else [part, f"{part}/*"] if part else _TEXT_FILES
-    return (_from_modelscope if is_modelscope else _from_hugging_face)(hub_id["name"], patterns) / part
+    fetch = _from_modelscope if is_modelscope else _from_hugging_face
+    return fetch(hub_id["name"], hub_id["revision"], patterns) / part
 
 
-def _from_hugging_face(hub_id: str, patterns: list[str] | None) -> Path:
-    from huggingface_hub import snapshot_download
+def other_layouts(names: Iterable[str]) -> list[str]:
+    """Patterns of a model's files that are not read, given the names of all: one layout of the weights is fetched.
+
+    Hugging Face's safetensors before its pickles, either before the makers' own files and GGUF.
+    """
+    names = list(names)
+    layouts = [
+        ["model*.safetensors", "pytorch_model*.safetensors", "adapter_model.safetensors"],
+        ["pytorch_model*.bin", "adapter_model.bin"],
+        ["consolidated*", "*.pth"],
+        ["*.gguf"],
+    ]
+    for place, layout in enumerate(layouts):
+        if any(fnmatch(name, pattern) for name in names for pattern in layout):
+            return [*_IGNORED, *(pattern for other in layouts[place + 1 :] for pattern in other)]
+    return list(_IGNORED)
+
+
+def _from_hugging_face(hub_id: str, revision: str | None, patterns: list[str] | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         if patterns:
-            return Path(snapshot_download(hub_id, repo_type="dataset", allow_patterns=patterns))
-        return Path(snapshot_download(hub_id, ignore_patterns=_IGNORED))
+            return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        ignored = _IGNORED if HF_HUB_OFFLINE else other_layouts(HfApi().list_repo_files(hub_id, revision=revision))
+        return Path(snapshot_download(hub_id, revision=revision, ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileError(
             f"{hub_id} is no local path, and could not be fetched from the hub",
@@ -61,15 +85,16 @@ def _from_hugging_face(hub_id: str, patterns: list[str] | None) -> Path:
         ) from error
 
 
-def _from_modelscope(hub_id: str, patterns: list[str] | None) -> Path:
+def _from_modelscope(hub_id: str, revision: str | None, patterns: list[str] | None) -> Path:
     try:
         import modelscope
     except ImportError as error:
         raise FileError(f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'") from error
+    pinned = {} if revision is None else {"revision": revision}
     try:
         if patterns:
-            return Path(modelscope.dataset_snapshot_download(hub_id, allow_patterns=patterns))
-        return Path(modelscope.snapshot_download(hub_id))
+            return Path(modelscope.dataset_snapshot_download(hub_id, allow_patterns=patterns, **pinned))
+        return Path(modelscope.snapshot_download(hub_id, ignore_patterns=_IGNORED, **pinned))
     except (OSError, ValueError) as error:
         raise FileError(
             f"{hub_id} could not be fetched from ModelScope",
