@@ -1,9 +1,9 @@
 """Where a reference to a model, tokenizer, adapter or data set lies on this disk: a path, or a hub id's snapshot.
 
 Hub ids are `owner/name` for Hugging Face and `modelscope:owner/name` for ModelScope, either with `@revision` behind it
-(a branch, a tag or a commit); a part of a data set is `owner/name/FOLDER_OR_FILE`. Whether an id names a data set is the
-caller's to say, for one id may name both. Downloads go through the official clients, which resume, respect `HF_ENDPOINT`
-and `HF_HUB_OFFLINE`, and keep their own cache.
+(a branch, a tag or a commit); a part of a data set is `owner/name/FOLDER_OR_FILE`. Whether an id names a data set is
+the caller's to say, for one id may name both. Downloads go through the official clients, which resume, respect
+`HF_ENDPOINT` and `HF_HUB_OFFLINE`, and keep their own cache.
 No code that comes with a model is ever run. This module knows nothing of what it fetches.
 """
 
