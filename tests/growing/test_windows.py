@@ -63,3 +63,10 @@ def test_rare_tokens_come_first() -> None:
     rare = torch.tensor([[0, 10, 11, 3]])
     chosen = covering(torch.cat([common, rare]), NUM_OLD, 3, 3)
     assert len(chosen) == 3 and chosen[0].tolist() == rare[0].tolist()
+
+
+def test_texts_long_and_short_are_held_out_from_together() -> None:
+    long, short = Apart(bos_id=1), Apart(bos_id=1)
+    for some, length in ((long, 10_000), (short, 300)):
+        list(some.passing([np.zeros(length, dtype=np.int32)]))
+    assert torch.cat([long.windows(), short.windows()]).shape == (1, 256)

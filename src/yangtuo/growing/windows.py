@@ -131,4 +131,4 @@ class Apart:
 
     def windows(self) -> Tensor:
         """Ids of shape (num_windows, length), each after BOS where there is one."""
-        return torch.stack(self._kept) if self._kept else torch.empty(0, _STRETCH, dtype=torch.long)
+        return torch.stack(self._kept) if self._kept else torch.empty(0, len(self._bos) + _STRETCH, dtype=torch.long)
