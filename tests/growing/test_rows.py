@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from yangtuo.growing.cooccurrence import keep_company
+from yangtuo.growing.cooccurrence import count_cooccurrence
 from yangtuo.growing.rows import GrownTensors, NewRows, grow
 
 OLD = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -82,7 +82,7 @@ def test_only_embedding_and_head_grow() -> None:
     assert torch.equal(tensors.get("lm_head.weight")[4], torch.tensor([6, 8, 10], dtype=torch.bfloat16))
 
 
-def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
+def test_a_token_with_the_neighbours_of_another_starts_near_it() -> None:
     """Two languages in one text: the new word for cat stands where cat stands, in the embedding and in the head."""
     generator = torch.Generator().manual_seed(0)
     num_old = 40
@@ -94,8 +94,8 @@ def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
         # Each noun (ids 1, 3, 5, 7) stands between its own two neighbours; 40 ... 43 are other words for the nouns.
         new = bool(torch.randint(0, 2, (1,), generator=generator))
         documents.append([*words.tolist(), 11 + 2 * noun, 40 + noun if new else 1 + 2 * noun, 21 + 2 * noun])
-    company = keep_company(documents, 40, 45, dimensions=16)
-    rows = NewRows(num_old, [[2], [2], [2], [2], [4]], "cooccurrence", 0, company)
+    counted = count_cooccurrence(documents, 40, 45, dimensions=16)
+    rows = NewRows(num_old, [[2], [2], [2], [2], [4]], "cooccurrence", 0, counted)
     for role in ("embedding", "head"):
         grown = grow(old, rows, role)
         assert torch.equal(grown[:num_old], old)
@@ -105,8 +105,8 @@ def test_a_token_that_keeps_the_company_of_another_starts_near_it() -> None:
 
 
 def test_text_without_the_base_leaves_the_means_of_the_sources() -> None:
-    company = keep_company([[4, 5, 4, 5, 4]], 4, 6, dimensions=8)
-    rows = NewRows(4, [[0], [1]], "cooccurrence", 0, company)
+    counted = count_cooccurrence([[4, 5, 4, 5, 4]], 4, 6, dimensions=8)
+    rows = NewRows(4, [[0], [1]], "cooccurrence", 0, counted)
     assert torch.equal(grow(OLD, rows, "embedding")[4:], OLD[:2])
 
 
@@ -115,21 +115,21 @@ def test_no_row_stands_further_out_than_old_ones_do() -> None:
     generator = torch.Generator().manual_seed(2)
     old = torch.randn(12, 32, generator=generator)
     documents = [torch.randint(0, 40, (400,), generator=generator).tolist() for _ in range(3)]
-    rows = NewRows(12, [[1]] * 28, "cooccurrence", 0, keep_company(documents, 12, 40, dimensions=32))
-    known = old[(rows.company.counts[:12] >= 10).nonzero().ravel()] if rows.company else old
+    rows = NewRows(12, [[1]] * 28, "cooccurrence", 0, count_cooccurrence(documents, 12, 40, dimensions=32))
+    known = old[(rows.counted.counts[:12] >= 10).nonzero().ravel()] if rows.counted else old
     grown = grow(old, rows, "head")
     assert len(known) > 2
-    weights = rows.company.counts[:12].clamp(max=200)[:, None] if rows.company else torch.ones(12, 1)
+    weights = rows.counted.counts[:12].clamp(max=200)[:, None] if rows.counted else torch.ones(12, 1)
     weights = weights * (weights >= 10)
     mean = (weights * old).sum(dim=0) / weights.sum()
     furthest = (grown[12:] - mean).norm(dim=1).max()
     assert furthest <= (known - mean).norm(dim=1).mean() * 1.0001
 
 
-def test_old_rows_that_only_the_new_language_needs_are_kindred() -> None:
+def test_old_rows_that_only_the_new_language_needs_are_related() -> None:
     """Its full stop learns with it; a line end that both need stays, and so does what the old language uses more."""
     theirs = [5, 0, 6, 0, 4, 2] * 20
     ours = [1, 2, 3, 2] * 2000 + [4]
-    assert keep_company([theirs, ours], 5, 7, dimensions=4).kindred(5) == [0, 4]
-    assert keep_company([theirs, ours, [4, 1] * 3000], 5, 7, dimensions=4).kindred(5) == [0]
-    assert keep_company([theirs], 5, 7, dimensions=4).kindred(5) == []  # nothing to compare with
+    assert count_cooccurrence([theirs, ours], 5, 7, dimensions=4).related_rows(5) == [0, 4]
+    assert count_cooccurrence([theirs, ours, [4, 1] * 3000], 5, 7, dimensions=4).related_rows(5) == [0]
+    assert count_cooccurrence([theirs], 5, 7, dimensions=4).related_rows(5) == []  # nothing to compare with

@@ -113,7 +113,7 @@ def test_differences_are_read_where_names_hold_hyphens(tmp_path: Path) -> None:
     assert split_difference(f"{tuned}-{base}") == (tuned, base)
     assert split_difference("org/m-1b-chat - org/m-1b") == ("org/m-1b-chat", "org/m-1b")
     assert split_difference("org/chat-other/base") == ("org/chat", "other/base")
-    with pytest.raises(ConfigError, match="blanks around the minus"):
+    with pytest.raises(ConfigError, match="spaces around the minus"):
         split_difference("nothing")
 
 

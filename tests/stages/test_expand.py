@@ -108,7 +108,7 @@ def test_the_chat_template_of_the_model_goes_along(pico_model: Path, tokenizer: 
     assert (tmp_path / "grown/chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
 
 
-def test_text_places_new_rows_by_the_company_they_keep(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_text_places_new_rows_by_their_neighbours(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河 and a 小 dog.\n" * 40, encoding="utf-8")
     config = ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), output=tmp_path / "grown")
     plain = expand.run(config)

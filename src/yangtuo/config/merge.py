@@ -24,7 +24,7 @@ class MergeConfig(StageConfig):
     """Adapters in the order of their training: PEFT directories, .zip files or hub ids; repeatable."""
     add: Words = ()
     """A task vector, TUNED-BASE: what an instruct model learned beyond the base that --base grew from is added to it,
-    in all old rows too; repeatable. Where names hold hyphens, put blanks around the minus."""
+    in all old rows too; repeatable. Where names hold hyphens, put spaces around the minus."""
     scale: NonNegativeFloat = 1.0
     """How much of the task vectors is added."""
     output: Path

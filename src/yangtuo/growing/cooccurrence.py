@@ -1,4 +1,4 @@
-"""Rows from the company that tokens keep: counted in text, and mapped onto a base's own rows where both are known.
+"""Rows from the neighbours that tokens have: counted in text, and mapped onto a base's own rows where both are known.
 
 Tokens of both languages stand in the same text, so their co-occurrence puts old and new ones into one space. A linear
 map from that space to the base's rows, fitted on the old tokens, then says where the new ones belong. No donor model.
@@ -32,19 +32,19 @@ _CHUNK = 2048
 
 
 @dataclass(frozen=True)
-class Company:
+class Cooccurrence:
     """What stands around each token, as float32 features of shape (num_rows, dimensions + 1), and how often it stands.
 
     The last feature is the token's log frequency, which a head has to know.
     """
 
-    around: torch.Tensor
-    before: torch.Tensor
+    both_contexts: torch.Tensor
+    left_context: torch.Tensor
     counts: torch.Tensor
     counts_new: torch.Tensor
     """How often each token stands in documents of the new language."""
 
-    def kindred(self, num_old: int) -> list[int]:
+    def related_rows(self, num_old: int) -> list[int]:
         """The old rows that documents of the new language use more than the others do, by their shares, and that the
         others hardly need: what the base has of the new language already. None without other documents.
         """
@@ -56,7 +56,9 @@ class Company:
         return [int(row) for row in chosen[:num_old].nonzero().ravel()]
 
 
-def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensions: int, seed: int = 0) -> Company:
+def count_cooccurrence(
+    documents: Iterable[Ids], num_old: int, num_rows: int, dimensions: int, seed: int = 0
+) -> Cooccurrence:
     """Counts the neighbours of each token in `documents` and factors the counts; ids from `num_old` on are new.
 
     Positive pointwise mutual information, then a truncated singular value decomposition (Levy and Goldberg 2014).
@@ -67,11 +69,11 @@ def keep_company(documents: Iterable[Ids], num_old: int, num_rows: int, dimensio
     frequency = torch.log(counts + 0.5)[:, None].float()
     frequency = (frequency - frequency.mean()) / frequency.std().clamp_min(1e-6)
     beside = (following + following.transpose(0, 1)).coalesce()
-    around, before = (
+    both_contexts, left_context = (
         torch.cat([_factored(table, dimensions, seed), frequency], dim=1)
         for table in (beside, following.transpose(0, 1).coalesce())
     )
-    return Company(around, before, counts, counts_new)
+    return Cooccurrence(both_contexts, left_context, counts, counts_new)
 
 
 def _count(documents: Iterable[Ids], num_old: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

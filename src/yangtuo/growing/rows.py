@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from yangtuo.growing.cooccurrence import Company, map_rows
+from yangtuo.growing.cooccurrence import Cooccurrence, map_rows
 from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.shape import USUAL, Family
 
@@ -31,7 +31,7 @@ class NewRows:
     """For each new row, the old rows it stands for; empty where there are none."""
     init: Init
     seed: int
-    company: Company | None = None
+    counted: Cooccurrence | None = None
     """What stands around each row's token, for cooccurrence."""
 
     @property
@@ -47,8 +47,8 @@ def grow(old: torch.Tensor, rows: NewRows, role: Role = "tied") -> torch.Tensor:
     powers of two, the last most in an embedding, whose reader has come to the end of the piece, and the first most in
     a head, which says what comes next (Nakash et al. 2025, AdaptiVocab; a tied matrix is both, and gets the mean);
     mean is that of all kept rows (Hewitt 2021); random is normal with the mean and deviation of their entries;
-    cooccurrence maps the company that tokens keep in text onto the kept rows (`cooccurrence.map_rows`), and takes the
-    mean of the sources for tokens that the text lacks.
+    cooccurrence maps the neighbours that tokens have in text onto the kept rows (`cooccurrence.map_rows`), and takes
+    the mean of the sources for tokens that the text lacks.
     """
     assert old.dim() == 2 and rows.num_kept <= old.shape[0], (old.shape, rows.num_kept)
     grown = torch.empty(rows.num_rows, old.shape[1], dtype=old.dtype)
@@ -64,17 +64,17 @@ def grow(old: torch.Tensor, rows: NewRows, role: Role = "tied") -> torch.Tensor:
                 weights = _source_weights(len(source), rows.init, role)
                 grown[offset] = (weights @ old[list(source)].float()).to(old.dtype)
     if rows.init == "cooccurrence":
-        _place_by_company(grown, rows, role)
+        _place_by_cooccurrence(grown, rows, role)
     return grown
 
 
-def _place_by_company(grown: torch.Tensor, rows: NewRows, role: Role) -> None:
-    company = rows.company
-    assert company is not None and len(company.counts) == rows.num_rows
-    features = company.before if role == "head" else company.around
-    mapped = map_rows(grown[: rows.num_kept], features, company.counts)
+def _place_by_cooccurrence(grown: torch.Tensor, rows: NewRows, role: Role) -> None:
+    counted = rows.counted
+    assert counted is not None and len(counted.counts) == rows.num_rows
+    features = counted.left_context if role == "head" else counted.both_contexts
+    mapped = map_rows(grown[: rows.num_kept], features, counted.counts)
     if mapped is not None:
-        met = company.counts[rows.num_kept :] > 0
+        met = counted.counts[rows.num_kept :] > 0
         grown[rows.num_kept :][met] = mapped[met].to(grown.dtype)
 
 

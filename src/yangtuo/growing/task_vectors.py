@@ -80,7 +80,7 @@ def open_model(artifact: Artifact) -> Model:
 def split_difference(text: str) -> tuple[str, str]:
     """The references of `TUNED-BASE`: both sides exist on this disk, or both are hub ids; raises `ConfigError`.
 
-    Where names hold hyphens of their own, blanks around the one that counts tell it apart.
+    Where names hold hyphens of their own, spaces around the one that counts tell it apart.
     """
     spaced = [part.strip() for part in text.split(" - ")]
     if len(spaced) == 2 and all(spaced):
@@ -94,7 +94,7 @@ def split_difference(text: str) -> tuple[str, str]:
         f"--add {text!r} is not one difference of two models",
         found=f"{len(fitting)} ways to read it as hub ids, and none as two directories",
         expected="TUNED-BASE, two directories or two hub ids",
-        run='the same command with blanks around the minus: --add "TUNED - BASE"',
+        run='the same command with spaces around the minus: --add "TUNED - BASE"',
     )
 
 

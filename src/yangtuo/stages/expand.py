@@ -21,7 +21,7 @@ from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError
-from yangtuo.growing.cooccurrence import Company, keep_company
+from yangtuo.growing.cooccurrence import Cooccurrence, count_cooccurrence
 from yangtuo.growing.distillation import WINDOW, distil, num_windows
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
@@ -66,7 +66,7 @@ def run(config: ExpandConfig) -> Artifact:
                 "base_vocabulary_size": old.vocabulary_size,
                 "first_new_row": num_kept,
                 "new_rows": len(sources),
-                "related_rows": _related_rows(old, sources, start.company),
+                "related_rows": _related_rows(old, sources, start.counted),
                 "tied": start.grown.tied,
                 **learned,
             },
@@ -81,7 +81,7 @@ class _Start:
     """The grown tensors before anything is learned, and what was seen of the text on the way."""
 
     grown: GrownTensors
-    company: Company | None = None
+    counted: Cooccurrence | None = None
     windows: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
     """For the first fit of the head."""
     short: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
@@ -126,11 +126,11 @@ def _start(
     short = WindowSample(new.bos_id, _POOL * num_windows(len(sources)), WINDOW)
     documents = sample.passing(short.passing(_documents(paths, new, apart)))
     hidden = checkpoint.shape.hidden_size
-    company = keep_company(documents, num_kept, new.vocabulary_size, hidden, config.seed)
-    rows = NewRows(num_kept, sources, "cooccurrence", config.seed, company)
+    counted = count_cooccurrence(documents, num_kept, new.vocabulary_size, hidden, config.seed)
+    rows = NewRows(num_kept, sources, "cooccurrence", config.seed, counted)
     held_out = torch.cat([some.windows() for some in apart])
     grown = GrownTensors(checkpoint.tensors, rows, family)
-    return _Start(grown, company, sample.windows(), short.windows(), readable(held_out, num_kept, sources))
+    return _Start(grown, counted, sample.windows(), short.windows(), readable(held_out, num_kept, sources))
 
 
 def _learn(
@@ -142,7 +142,7 @@ def _learn(
     progress: Path,
 ) -> dict[str, Any]:
     """Fits and distils the new rows as far as text and base allow; returns what the manifest says of it."""
-    if start.company is None:
+    if start.counted is None:
         return {"init": config.init or "subtoken-mean", "fitted_tokens": 0}
     fitted = _fit_head(start.grown, checkpoint, start.windows, config) if config.fit_head else 0
     if not fits(checkpoint.config, checkpoint.tensors):
@@ -202,12 +202,12 @@ def _documents(paths: Sequence[Path], encoder: Encoder, apart: Sequence[Apart]) 
         yield from held_out.passing(ids for text in texts for ids in encoder.encode_arrays([text]))
 
 
-def _related_rows(old: Encoder, sources: Sequence[Sequence[int]], company: Company | None) -> list[int]:
+def _related_rows(old: Encoder, sources: Sequence[Sequence[int]], counted: Cooccurrence | None) -> list[int]:
     """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that its texts use."""
     used = {one for source in sources for one in source}
     decoded = ((one, old.decode([one]).strip()) for one in used)
     own = {one for one, text in decoded if text and not any(character.isascii() for character in text)}
-    return sorted(own.union(company.kindred(old.vocabulary_size) if company else ()))
+    return sorted(own.union(counted.related_rows(old.vocabulary_size) if counted else ()))
 
 
 def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:
