@@ -207,4 +207,4 @@ def _interrupt(_signum: int, _frame: object) -> None:
 
 def _fail(error: UserError) -> int:
     console.stderr.print(f"error: {error}", markup=False, style="red")
-    return 2
+    return error.status

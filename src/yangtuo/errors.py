@@ -11,6 +11,7 @@
     ├── TrainingError         a run that would train nothing, or has stopped training
     ├── EvaluationError       a measured figure that a gate refuses
     └── ServingError          an engine or server that cannot answer
+        └── EngineError       an engine that failed while it computed: exit status 1
 
 Only a user's mistake is raised from this tree; a mistake of ours is an assert (exit status 1).
 This module knows nothing of the rest of the package.
@@ -19,10 +20,14 @@ This module knows nothing of the rest of the package.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 
 class UserError(Exception):
     """A mistake that the user can mend; `str()` is the whole message as shown."""
+
+    status: ClassVar[int] = 2
+    """The exit status of a command that ends with it."""
 
     def __init__(
         self, problem: str, *, found: str | None = None, expected: str | None = None, run: str | None = None
@@ -82,6 +87,12 @@ class EvaluationError(UserError):
 
 class ServingError(UserError):
     """An engine or server that cannot answer."""
+
+
+class EngineError(ServingError):
+    """An engine that failed while it computed, which no other command line would have helped."""
+
+    status = 1
 
 
 def raise_all(errors: Sequence[UserError]) -> None:

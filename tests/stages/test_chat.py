@@ -32,13 +32,13 @@ def test_once_prints_the_reply_and_nothing_else(model: Path, capfd: pytest.Captu
     assert json.loads(capfd.readouterr().out) == {"reply": plain.out.removesuffix("\n")}
 
 
-def test_a_talk_ends_at_exit_and_forgets_at_clear(
+def test_a_talk_ends_at_exit_and_forgets_at_reset(
     model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/clear\nHello\n/exit\nnever asked\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/reset\nHello\n/exit\nnever asked\n"))
     assert cli.invoke(["chat", "--model", str(model), "--max-new-tokens", "4"]) == 0
     first, second = capfd.readouterr().out.replace("> ", "").splitlines()
-    assert first == second, "what was said before /clear must not be seen"
+    assert first == second, "what was said before /reset must not be seen"
 
 
 def test_a_model_without_a_directory_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from yangtuo.config.export import ExportConfig
 from yangtuo.config.inspect import InspectConfig
 from yangtuo.config.merge import MergeConfig
 from yangtuo.config.options import StageConfig
+from yangtuo.config.predict import PredictConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.config.serve import ServeConfig
@@ -41,5 +42,7 @@ STAGES: dict[str, type[StageConfig]] = {
 }
 """Verbs that write an artifact and can stand in a recipe."""
 
-TOOLS: dict[str, type[StageConfig]] = {tool.verb: tool for tool in (ChatConfig, ServeConfig, InspectConfig)}
+TOOLS: dict[str, type[StageConfig]] = {
+    tool.verb: tool for tool in (ChatConfig, PredictConfig, ServeConfig, InspectConfig)
+}
 """Verbs that only read."""

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import InputPath, NonNegativeFloat, Positive, StageConfig
+from yangtuo.config.options import InputPath, InputPaths, NonNegativeFloat, Positive, StageConfig
 
 
 @Parameter(name="*")
@@ -18,14 +18,22 @@ class ChatConfig(StageConfig):
 
     verb: ClassVar[str] = "chat"
     model: InputPath
-    """The model: a directory or a hub id."""
-    adapter: InputPath | None = None
-    """A PEFT adapter to put on the model."""
-    engine: Literal["auto", "transformers"] = "auto"
-    """What computes the replies."""
+    """The model: a directory, a GGUF file or a hub id."""
+    adapter: InputPaths = ()
+    """PEFT adapters to put on the model, in the order of their training; repeatable."""
+    engine: Literal["auto", "transformers", "vllm", "llama.cpp"] = "auto"
+    """What computes the replies; auto takes vLLM on a GPU where it is installed, llama.cpp on a CPU for Llamas, else
+    transformers."""
     once: str | None = None
     """Say this, print the reply and end."""
+    with_prompt: bool | None = None
+    """Ask in the model's chat template (Alpaca's where it has none), or have the text itself continued. When not given,
+    a model with a template is asked in it, and a base model continues."""
+    system: str | None = None
+    """What the conversation begins with, instead of the template's own system prompt."""
     max_new_tokens: Positive = 256
     """Longest reply, in tokens."""
     temperature: NonNegativeFloat = 0.0
     """0 takes the likeliest token every time; higher values choose more freely."""
+    seed: int | None = None
+    """Seed of the choice."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError
 from yangtuo.inference.engine import Sampling, Token
 
 
@@ -79,11 +79,11 @@ def report(logits: torch.Tensor, token: int, count: int | None) -> Token:
 
 
 def choose(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Token]:
-    """The next token of every row of `logits` (rows, vocabulary); raises `ServingError` where they are no numbers."""
+    """The next token of every row of `logits` (rows, vocabulary); raises `EngineError` where they are no numbers."""
     logits = logits.float()
     best = logits.max(-1)
     if not bool(torch.isfinite(best.values).all()):
-        raise ServingError(
+        raise EngineError(
             "the model computes no numbers",
             found="logits that are not finite",
             expected="weights that are whole, in a number format that holds them",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError
 from yangtuo.files import parse_json
 from yangtuo.inference.engine import Cancel, Receive, Sampling, Step, Token
 
@@ -35,7 +35,7 @@ class Server:
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
 
     def post(self, path: str, body: Mapping[str, Any], connection: http.client.HTTPConnection) -> Any:
-        """The response to `body`; raises `ServingError` for any status but 200, with what the server says."""
+        """The response to `body`; raises `EngineError` for any status but 200, with what the server says."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         try:
             connection.request("POST", path, json.dumps(body), headers)
@@ -43,7 +43,7 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             raise self.lost(error) from error
         if response.status != 200:
-            raise ServingError(f"{self.name} refuses the request", found=response.read().decode(errors="replace")[:500])
+            raise EngineError(f"{self.name} refuses the request", found=response.read().decode(errors="replace")[:500])
         return response
 
     def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,9 +56,9 @@ class Server:
         finally:
             connection.close()
 
-    def lost(self, error: Exception) -> ServingError:
+    def lost(self, error: Exception) -> EngineError:
         """What is raised where the server is gone."""
-        return ServingError(f"{self.name} does not answer", found=str(error) or type(error).__name__)
+        return EngineError(f"{self.name} does not answer", found=str(error) or type(error).__name__)
 
 
 def stream(
@@ -68,10 +68,10 @@ def stream(
     connection, cancelled = server.connect(), threading.Event()
 
     def work() -> None:
-        last = Step(error=ServingError(f"{server.name} ended a reply before its end"))
+        last = Step(error=EngineError(f"{server.name} ended a reply before its end"))
         try:
             last = _pass_on(_events(server.post(path, body, connection)), read, sampling, receive, last)
-        except ServingError as error:
+        except EngineError as error:
             last = Step(error=error)
         except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
             last = Step(error=server.lost(error))
@@ -98,7 +98,7 @@ def _pass_on(
     num_tokens = 0
     for event in events:
         if "error" in event:
-            return Step(error=ServingError("the engine failed while it wrote a reply", found=str(event["error"])[:500]))
+            return Step(error=EngineError("the engine failed while it wrote a reply", found=str(event["error"])[:500]))
         for token in read(event):
             if token.id in sampling.stop_ids:
                 return Step(finish="stop")

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from yangtuo import console
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError
 from yangtuo.inference.choosing import Chooser, choose, report
 from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token
 from yangtuo.inference.rows import Rows
@@ -115,7 +115,7 @@ class TransformersEngine:
         job = _Job(prompt, sampling, receive, adapter or self._only_adapter())
         with self._lock:
             if self._closed:
-                raise ServingError("the engine has been stopped")
+                raise EngineError("the engine has been stopped")
             self._waiting.append(job)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="yangtuo-engine", daemon=True)
@@ -145,9 +145,9 @@ class TransformersEngine:
             return torch.nn.functional.normalize(states.mean(0), dim=0).tolist()
 
     def check(self) -> None:
-        """Raises `ServingError` once the engine is closed."""
+        """Raises `EngineError` once the engine is closed."""
         if self._closed:
-            raise ServingError("the engine has been stopped")
+            raise EngineError("the engine has been stopped")
 
     def close(self) -> None:
         """Ends all requests and the thread."""
@@ -177,9 +177,11 @@ class TransformersEngine:
             while self._admit():
                 try:
                     self._work()
-                except (RuntimeError, ValueError, TypeError, IndexError, ServingError) as error:
+                except (RuntimeError, ValueError, TypeError, IndexError, EngineError) as error:
                     # One bad step must not take the server along: those that were in it are told, the next go on.
-                    self._end_all(self._jobs(), error)
+                    told = EngineError("the engine failed", found=f"{type(error).__name__}: {error}")
+                    told.__cause__ = error
+                    self._end_all(self._jobs(), error if isinstance(error, EngineError) else told)
                     self._running.clear()
             is_done = True
         finally:
@@ -190,7 +192,7 @@ class TransformersEngine:
     def _abandon(self) -> None:
         """Tells all that nothing more will come; the lock is held."""
         self._thread = None
-        self._end_all([*self._jobs(), *self._waiting], ServingError("the engine has been stopped"))
+        self._end_all([*self._jobs(), *self._waiting], EngineError("the engine has been stopped"))
         self._running.clear()
         self._waiting.clear()
 

@@ -2,60 +2,35 @@
 
 from __future__ import annotations
 
-from yangtuo import console
-from yangtuo.artifacts.lineage import check_chain
-from yangtuo.artifacts.manifest import Kind, open_artifact
 from yangtuo.config.chat import ChatConfig
-from yangtuo.data.template import Message
-from yangtuo.errors import raise_all
-from yangtuo.inference.conversation import Conversation, open_encoder, open_template
+from yangtuo.data.template import own_template
+from yangtuo.errors import ConfigError
+from yangtuo.hub import locate
 from yangtuo.inference.engine import Sampling
-from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+from yangtuo.inference.opening import open_conversations
+from yangtuo.inference.talk import Talk
+from yangtuo.inference.terminal import talk_in_terminal
 
 
 def run(config: ChatConfig) -> str | None:
     """Answers `once` and returns the reply, or talks until the user leaves and returns nothing."""
-    base = open_artifact(config.model, Kind.MODEL)
-    adapters = [open_artifact(config.adapter, Kind.ADAPTER)] if config.adapter else []
-    raise_all(check_chain(base, adapters))
-    model, adapter = base.path, adapters[0].path if adapters else None
-    encoder, template = open_encoder(model, adapter), open_template(model, adapter)
-    conversation = Conversation(TransformersEngine(load_model(model, adapter)), encoder, template)
-    sampling = Sampling(max_tokens=config.max_new_tokens, temperature=config.temperature)
-    if config.once is not None:
-        return "".join(conversation.stream([Message("user", config.once)], sampling)).strip()
-    _talk(conversation, sampling)
-    return None
-
-
-def _talk(conversation: Conversation, sampling: Sampling) -> None:
-    """Reads lines until /exit or end of input; /clear forgets, Ctrl-C cuts a reply short."""
-    console.note("/clear starts anew, /exit or Ctrl-D ends, Ctrl-C cuts a reply short")
-    messages: list[Message] = []
-    while True:
-        try:
-            text = input("> ").strip()
-        except EOFError:
-            return
-        if text == "/exit":
-            return
-        if text == "/clear":
-            messages = []
-        elif text:
-            messages.append(Message("user", text))
-            messages.append(Message("assistant", _say(conversation, messages, sampling)))
-
-
-def _say(conversation: Conversation, messages: list[Message], sampling: Sampling) -> str:
-    parts: list[str] = []
-    stream = conversation.stream(messages, sampling)
+    if config.once is not None and not config.once.strip():
+        raise ConfigError("--once needs a text", found="an empty one")
+    plain = not _has_template(config) if config.with_prompt is None else not config.with_prompt
+    # A text that is continued needs no template, and the one that is named is never looked at.
+    opened = open_conversations(config.model, config.adapter, config.engine, "alpaca" if plain else None)
+    sampling = Sampling(max_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
+    talk = Talk(next(iter(opened.conversations.values())), sampling, plain, config.system)
     try:
-        for part in stream:
-            parts.append(part)
-            console.stdout.print(part, end="", markup=False)
-    except KeyboardInterrupt:
-        console.note(" …")
+        if config.once is not None:
+            return "".join(talk.say(config.once)).strip()
+        talk_in_terminal(talk)
+        return None
     finally:
-        stream.close()  # type: ignore[attr-defined]
-    console.stdout.print()
-    return "".join(parts).strip()
+        opened.close()
+
+
+def _has_template(config: ChatConfig) -> bool:
+    """Whether the model or one of its adapters brings a template; a GGUF file is taken to be a chat model's."""
+    places = [locate(reference) for reference in (*config.adapter, config.model)]
+    return any(place.is_file() or own_template(place) is not None for place in places)
