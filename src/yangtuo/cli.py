@@ -7,6 +7,7 @@ verb runs.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json as json_module
 import os
@@ -63,6 +64,9 @@ def _register(parent: App, options: type[StageConfig], place: int) -> None:
             result = stage_function(options.verb)(options)
         return _present(result, json)
 
+    optional = all(one.default is not dataclasses.MISSING for one in dataclasses.fields(options))
+    if optional:  # the library wants what may be left out whole to have a default
+        command.__defaults__ = (options(),)
     command.__annotations__ = {"options": options, "json": Json}
     command.__doc__ = options.__doc__
     parent.command(command, name=options.verb.split()[-1], sort_key=place)

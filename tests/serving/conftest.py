@@ -11,14 +11,12 @@ import pytest
 
 pytest.importorskip("starlette", reason="needs the extra `serve`")
 
-import uvicorn
-
 from yangtuo.data.template import get_template
 from yangtuo.inference.conversation import Conversation
 from yangtuo.inference.engine import Cancel, Receive, Sampling, Step, Token
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
 from yangtuo.serving.app import Front
-from yangtuo.serving.server import listen
+from yangtuo.serving.server import in_background, listen
 from yangtuo.vocab.encoding import load_encoder
 
 
@@ -26,15 +24,8 @@ from yangtuo.vocab.encoding import load_encoder
 def served(front: Front) -> Iterator[str]:
     """The address of `front` while it is served."""
     opened = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(front.app(), log_level="warning", lifespan="off", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
-    thread.start()
-    try:
+    with in_background(front.app(), opened):
         yield f"http://127.0.0.1:{opened.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=30)
-        opened.close()
 
 
 class Held:

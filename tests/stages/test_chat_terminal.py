@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,62 +30,41 @@ def model(pico_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture
-def terminal(model: Path) -> Iterator[pexpect.spawn]:
-    command = ["-m", "yangtuo", "chat", "--model", str(model), "--engine", "transformers", "--max-new-tokens", "40"]
-    child = pexpect.spawn(sys.executable, command, timeout=60, dimensions=(40, 200), encoding=None)
-    child.expect(READY)
-    yield child
-    child.close(force=True)
-
-
-def leave(child: pexpect.spawn, tmp_path: Path) -> list[str]:
-    """Saves the talk, leaves, and returns what the user was understood to have said."""
+def test_what_people_do_to_terminals(model: Path, tmp_path: Path) -> None:
+    """One talk, for starting is what takes long; the file that /save writes says what was understood."""
     file = tmp_path / "talk.json"
-    child.send(f"/save {file}\r".encode())
+    command = ["-m", "yangtuo", "chat", "--model", str(model), "--engine", "transformers", "--max-new-tokens", "150"]
+    child = pexpect.spawn(sys.executable, command, timeout=120, dimensions=(40, 200), encoding=None)
     child.expect(READY)
+    for sent in (
+        b"/set temperature 1.5\r",
+        b"/set max_tokens 4\r",
+        "你好吗\x7f\x7f们\x7f界 🦙\x7f\r".encode(),
+        "\x1b[200~第一行\n第二行\n\nlast\x1b[201~\r".encode(),
+        b"a \xff\xe4\xbd b\r",
+        b"/nothing\r",
+        b"first line\x1b\rsecond line\r",
+        b"/set max_tokens 100\r",
+    ):
+        child.send(sent)
+        child.expect(READY)
+    child.send("长\r".encode())
+    child.expect(rb"\x1b\[\?2004l.*\n.")
+    child.sendintr()
+    child.expect(READY)
+    for sent in (b"/set max_tokens 4\r", "后\r".encode(), f"/save {file}\r".encode()):
+        child.send(sent)
+        child.expect(READY)
     child.send(b"/exit\r")
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-    messages = json.loads(file.read_text("utf-8"))["messages"]
-    return [message["content"] for message in messages if message["role"] == "user"]
-
-
-def say(child: pexpect.spawn, data: bytes) -> None:
-    child.send(data)
-    child.expect(READY)
-
-
-def test_backspaces_over_chinese_take_whole_characters(terminal: pexpect.spawn, tmp_path: Path) -> None:
-    say(terminal, "你好吗\x7f\x7f们\x7f界 🦙\x7f\r".encode())
-    assert leave(terminal, tmp_path) == ["你界 "]
-
-
-def test_a_paste_of_many_lines_is_one_turn(terminal: pexpect.spawn, tmp_path: Path) -> None:
-    say(terminal, "\x1b[200~第一行\n第二行\n\nlast\x1b[201~\r".encode())
-    assert leave(terminal, tmp_path) == ["第一行\n第二行\n\nlast"]
-
-
-def test_invalid_bytes_end_nothing(terminal: pexpect.spawn, tmp_path: Path) -> None:
-    say(terminal, b"a \xff\xe4\xbd b\r")
-    say(terminal, b"again\r")
-    first, second = leave(terminal, tmp_path)
-    assert first.startswith("a ") and first.endswith(" b") and second == "again"
-
-
-def test_ctrl_c_cuts_a_reply_and_the_talk_goes_on(model: Path, tmp_path: Path) -> None:
-    command = ["-m", "yangtuo", "chat", "--model", str(model), "--engine", "transformers", "--max-new-tokens", "150"]
-    child = pexpect.spawn(sys.executable, command, timeout=60, dimensions=(40, 200), encoding=None)
-    child.expect(READY)
-    child.send(b"/set temperature 1.5\r")
-    child.expect(READY)
-    child.send("一\r".encode())
-    child.expect(rb"2004l.*\n.")
-    child.sendintr()
-    child.expect(READY)
-    say(child, "二\r".encode())
-    assert leave(child, tmp_path)[-1] == "二"
+    turns = json.loads(file.read_text("utf-8"))["messages"]
+    said = [turn["content"] for turn in turns if turn["role"] == "user"]
+    assert said[:2] == ["你界 ", "第一行\n第二行\n\nlast"]
+    assert said[2].startswith("a ") and said[2].endswith(" b")
+    assert said[3] == "first line\nsecond line"
+    assert said[-1] == "后", "a talk goes on after a reply that was cut short"
 
 
 def test_a_pipe_with_bytes_that_are_no_text_is_answered(model: Path) -> None:

@@ -23,6 +23,7 @@ from yangtuo.config.sft import SftConfig
 from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.config.tokenizer_train import TokenizerTrainConfig
+from yangtuo.config.web import WebConfig
 
 STAGES: dict[str, type[StageConfig]] = {
     stage.verb: stage
@@ -43,6 +44,6 @@ STAGES: dict[str, type[StageConfig]] = {
 """Verbs that write an artifact and can stand in a recipe."""
 
 TOOLS: dict[str, type[StageConfig]] = {
-    tool.verb: tool for tool in (ChatConfig, PredictConfig, ServeConfig, InspectConfig)
+    tool.verb: tool for tool in (ChatConfig, PredictConfig, ServeConfig, WebConfig, InspectConfig)
 }
 """Verbs that only read."""

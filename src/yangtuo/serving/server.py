@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -54,3 +55,17 @@ def serve(app: Any, opened: socket.socket, on_stop: Callable[[], None]) -> None:
     # uvicorn raises the signal again once all is done, and that would end us as if nothing had been finished.
     with suppress(KeyboardInterrupt):
         _Server(config, on_stop).run(sockets=[opened])
+
+
+@contextmanager
+def in_background(app: Any, opened: socket.socket) -> Iterator[None]:
+    """Serves `app` in a thread while the block runs."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+        opened.close()
