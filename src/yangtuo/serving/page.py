@@ -75,7 +75,7 @@ class Page:
         words = self.words
         with gr.Blocks(title="Yangtuo 羊驼", analytics_enabled=False) as page:
             with gr.Tab(words("chat")):
-                self._chat()
+                self._chat(page)
             with gr.Tab(words("completion")):
                 self._completion()
             with gr.Tab(words("compare")):
@@ -90,19 +90,19 @@ class Page:
             max_tokens = gr.Slider(1, 2048, 256, step=1, label=words("max_tokens"), elem_id="max-tokens")
         return [temperature, top_p, max_tokens]
 
-    def _chat(self) -> None:
+    def _chat(self, page: gr.Blocks) -> None:
         words = self.words
         model = gr.Dropdown(self._models, value=self._models[0], label=words("model"))
-        kept = gr.BrowserState([], storage_key="yangtuo-talk")
+        kept: Any = gr.BrowserState([], storage_key="yangtuo-talk")
         talk = gr.Chatbot(elem_id="talk", editable="user", allow_tags=False, buttons=["copy"], height=480)
-        box = gr.Textbox(placeholder=words("say"), show_label=False, elem_id="say", lines=1, max_lines=8)
+        box = gr.Textbox("", placeholder=words("say"), show_label=False, elem_id="say", lines=1, max_lines=8)
         with gr.Row():
             send = gr.Button(words("send"), variant="primary", elem_id="send")
             stop = gr.Button(words("stop"), elem_id="stop")
             fresh = gr.Button(words("new"), elem_id="new")
             export = gr.DownloadButton(words("export"), elem_id="export")
         with gr.Accordion(words("settings"), open=False):
-            system = gr.Textbox(label=words("system"), lines=2, elem_id="system")
+            system = gr.Textbox("", label=words("system"), lines=2, elem_id="system")
         settings = [model, system, *self._settings()]
 
         running = []
@@ -117,12 +117,12 @@ class Page:
         talk.undo(_undo, talk, [talk, box], queue=False)
         fresh.click(lambda: ([], []), None, [talk, kept], cancels=running)
         export.click(_export, [talk, system], export)
-        gr.on(None, lambda turns: turns, kept, talk)
+        page.load(lambda turns: turns or [], kept, talk)
 
     def _completion(self) -> None:
         words = self.words
         model = gr.Dropdown(self._models, value=self._models[0], label=words("model"))
-        text = gr.Textbox(label=words("text"), lines=8, elem_id="text")
+        text = gr.Textbox("", label=words("text"), lines=8, elem_id="text")
         with gr.Row():
             go = gr.Button(words("continue"), variant="primary", elem_id="continue")
             stop = gr.Button(words("stop"))
@@ -132,7 +132,7 @@ class Page:
 
     def _comparison(self) -> None:
         words = self.words
-        question = gr.Textbox(label=words("question"), lines=3, elem_id="question")
+        question = gr.Textbox("", label=words("question"), lines=3, elem_id="question")
         go = gr.Button(words("send"), variant="primary", elem_id="compare")
         with gr.Row():
             sides = []
