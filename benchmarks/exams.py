@@ -3,7 +3,8 @@
     python benchmarks/exams.py --model models/smollm2 --data ceval --questions 60
 
 Prints seconds for the same questions, those of the processors (which hold on a busy machine too), the largest
-difference between two log-likelihoods, and how many questions were decided otherwise. `--questions` takes so many of each run; without it, all.
+difference between two log-likelihoods, and how many questions were decided otherwise. `--questions` takes so many,
+spread evenly; without it, all.
 """
 
 from __future__ import annotations
