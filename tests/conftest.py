@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -163,15 +163,25 @@ _GLM_CHINESE = (
 
 @pytest.fixture(scope="session")
 def pico_ice_model() -> bytes:
-    """A SentencePiece model in the manner of ChatGLM's `ice_text.model`, of 700 pieces, serialized."""
+    """A SentencePiece model in the manner of ChatGLM's `ice_text.model`, of some 600 pieces, serialized."""
+    return _train_ice_model(SENTENCES + _GLM_CHINESE, 700)
+
+
+@pytest.fixture(scope="session")
+def train_ice_model() -> Callable[..., bytes]:
+    """Function that trains another like `pico_ice_model`, of at most so many pieces, from lines."""
+    return _train_ice_model
+
+
+def _train_ice_model(lines: Sequence[str], size: int) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([line for line in SENTENCES + _GLM_CHINESE for _ in range(3)]),
+        sentence_iterator=iter([line for line in lines for _ in range(3)]),
         model_writer=model,
         model_type="unigram",
-        vocab_size=700,
+        vocab_size=size,
         hard_vocab_limit=False,
         character_coverage=0.98,
         byte_fallback=True,
@@ -198,7 +208,7 @@ def write_pico_glm() -> Callable[..., Path]:
     return _write_pico_glm
 
 
-def _write_pico_glm(directory: Path, ice_model: bytes, *, num_layers: int = 2, seed: int = 7) -> Path:
+def _write_pico_glm(directory: Path, ice_model: bytes, *, num_layers: int = 2, hidden: int = 32) -> Path:
     """Writes a random ChatGLM of hidden 32 and 4 heads with more rows than pieces, and the published files' keys."""
     import sentencepiece
     import torch
@@ -214,7 +224,7 @@ def _write_pico_glm(directory: Path, ice_model: bytes, *, num_layers: int = 2, s
         "gmask_token_id": pieces.piece_to_id("[gMASK]"),
         "pad_token_id": 3,
     }
-    shape = {"hidden_size": 32, "inner_hidden_size": 128, "num_layers": num_layers, "num_attention_heads": 4}
+    shape = {"hidden_size": hidden, "inner_hidden_size": 4 * hidden, "num_layers": num_layers, "num_attention_heads": 4}
     values = {
         "architectures": ["ChatGLMModel"],
         "auto_map": {
@@ -253,12 +263,12 @@ def _write_pico_glm(directory: Path, ice_model: bytes, *, num_layers: int = 2, s
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (directory / "ice_text.model").write_bytes(ice_model)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(7)
         model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(values))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if "layernorm" not in name:
-                    parameter.normal_(0, 0.1)
+                if "layernorm" not in name:  # frozen rows this long let logits tell pieces apart
+                    parameter.normal_(0, 0.5 if "embeddings" in name else 0.1)
     tensors = {
         name: tensor.clone() if "layernorm" in name else tensor.half() for name, tensor in model.state_dict().items()
     }

@@ -17,6 +17,7 @@ from yangtuo.errors import FileError, ServingError
 from yangtuo.inference.engine import Generation, Sampling, Step, Token, generate
 from yangtuo.inference.transformers_engine import TransformersEngine, load_adapted, load_model
 from yangtuo.training.adapter import quiet_peft
+from yangtuo.vocab.encoding import load_encoder
 
 PROMPTS = [[1, 40, 41, 42], [1, 77], [1, 90, 91, 92, 93, 94, 95], [1, 5], [1, 60, 61], [1, 40, 41, 42, 43]]
 
@@ -57,6 +58,19 @@ def test_requests_that_join_and_leave_give_what_each_gives_alone(engine: Transfo
             replies[index].append(step.token.id)
     assert replies == [greedy(pico_model, p, n) for p, n in zip(PROMPTS, lengths, strict=True)]
     assert set(finishes.values()) == {"length"}
+
+
+def test_glm_prompts_see_themselves_whole_in_a_batch(pico_glm: Path) -> None:
+    """ChatGLM's mask and positions follow from all ids of a row, of which a step with a cache sees only the last."""
+    glm = TransformersEngine(load_model(pico_glm), max_rows=2)
+    encoder = load_encoder(pico_glm)
+    end = [encoder.controls["[gMASK]"], encoder.controls["<sop>"]]
+    prompts = [[40, 41, 42, *end], [77, *end], [90, 91, 92, 93, 94, 95, *end]]
+    try:
+        replies = generate(glm, prompts, Sampling(max_tokens=5))
+    finally:
+        glm.close()
+    assert replies == [greedy(pico_glm, prompt, 5) for prompt in prompts]
 
 
 def test_a_stop_id_ends_the_reply_and_is_no_part_of_it(engine: TransformersEngine) -> None:

@@ -252,8 +252,7 @@ class TransformersEngine:
 
     def _forward(self, rows: Rows[_Job], jobs: Sequence[_Job], ids: torch.Tensor, mask: torch.Tensor) -> None:
         device = self._model.device
-        mask = rows.extend_mask(mask.to(device))
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        mask, positions = self._places(jobs, rows.extend_mask(mask.to(device)), ids.shape[1])
         cache = rows.cache if rows.cache is not None else DynamicCache()
         output = self._model(
             ids.to(device),
@@ -266,6 +265,18 @@ class TransformersEngine:
         rows.cache = cache
         for job, token in zip(jobs, choose(jobs, output.logits[:, -1]), strict=True):
             job.take(token)
+
+    def _places(self, jobs: Sequence[_Job], mask: torch.Tensor, num_new: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask and positions of the last `num_new` columns; ChatGLM's follow from all ids of a row."""
+        place_tokens = getattr(self._model, "place_tokens", None)
+        if place_tokens is None:
+            return mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
+        rows = [[*job.prompt, *job.produced] for job in jobs]
+        padded = [[0] * (mask.shape[1] - len(row)) + row for row in rows]
+        result: tuple[torch.Tensor, torch.Tensor] = place_tokens(
+            torch.tensor(padded, device=mask.device), mask, num_new
+        )
+        return result
 
     def _generate_alone(self, job: _Job) -> None:
         """For models that are run one request at a time."""

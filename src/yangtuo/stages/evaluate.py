@@ -29,6 +29,8 @@ from yangtuo.evaluation.questions import judge, read_questions
 from yangtuo.evaluation.report import REPORT_FILE, evaluation_page
 from yangtuo.evaluation.results import Figures, Results, headline, summarise, write
 from yangtuo.hub import locate
+from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
+from yangtuo.weights.shape import refuse_running_text
 
 Measure = Callable[[Any], Figures]
 _MAX_NEW_TOKENS = {"questions": 64, "ner": 256, "promptcblue": 512}
@@ -44,6 +46,10 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
     adapters = [open_artifact(config.adapter, Kind.ADAPTER)] if config.adapter else []
     if adapters:
         raise_all(check_chain(list(models.values())[-1], adapters))
+    if config.suite not in _MAX_NEW_TOKENS:
+        for name, artifact in models.items():
+            values = read_json(artifact.path / CONFIG_FILE)
+            raise_all(refuse_running_text(name, values, f"--suite {config.suite}"))
     results = {
         name: {data: measure(subject) for data, measure in measures.items()}
         for name, subject in _subjects(config, models, adapters)

@@ -20,7 +20,7 @@ from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
-from yangtuo.errors import ConfigError, LineageError, WeightsError
+from yangtuo.errors import ConfigError, LineageError, WeightsError, raise_all
 from yangtuo.growing.cooccurrence import Cooccurrence, count_cooccurrence
 from yangtuo.growing.distillation import WINDOW, distil, num_windows
 from yangtuo.growing.fitting import fit_rows
@@ -32,6 +32,7 @@ from yangtuo.vocab.directory import GENERATION_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, mended_ids, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint
+from yangtuo.weights.shape import refuse_running_text
 
 _PROGRESS = ".distillation.pt"
 _FIT_WINDOWS, _FIT_LENGTH = 64, 256
@@ -46,6 +47,7 @@ def run(config: ExpandConfig) -> Artifact:
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
     old, new = load_encoder(model.path), load_encoder(tokenizer.path)
     checkpoint = open_checkpoint(model.path)
+    raise_all(refuse_running_text(config.model, checkpoint.config, "a larger vocabulary, which only text can teach,"))
     _check_options(config)
     num_kept = _kept_rows(config, checkpoint, old, new)
     sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]

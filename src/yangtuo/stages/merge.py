@@ -20,10 +20,11 @@ from yangtuo.artifacts.lineage import check_chain, merged_lineage
 from yangtuo.artifacts.manifest import Artifact, Kind, grown_rows, open_artifact
 from yangtuo.config.merge import MergeConfig
 from yangtuo.config.options import parse_size
+from yangtuo.data.template import Message, get_template
 from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
 from yangtuo.growing.task_vectors import open_model, split_difference, task_vector
 from yangtuo.vocab.directory import GENERATION_FILE, TokenizerDirectory, read_directory
-from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
@@ -82,7 +83,7 @@ def run(config: MergeConfig) -> Artifact:
         encoder = load_encoder(made.path)
         proof = {}
         if config.prove is not None:
-            ids = encoder.encode(config.prove)
+            ids = _proving_ids(config.prove, base.path, encoder, checkpoint.shape.family.prompts_only)
             proof = {"proof": prove(made.path, base.path, tensors, adapters, ids)}
         shutil.rmtree(made.path / _SCRATCH, ignore_errors=True)
         made.describe(
@@ -102,6 +103,13 @@ def run(config: MergeConfig) -> Artifact:
             },
         )
     return made.artifact
+
+
+def _proving_ids(text: str, model: Path, encoder: Encoder, as_prompt: bool) -> list[int]:
+    """The ids of a text, as a prompt for models that read nothing else."""
+    if as_prompt:
+        return get_template("model", model).encode_prompt(encoder, [Message("user", text)])
+    return encoder.encode(text)
 
 
 def _manifests(base: Artifact, sources: Sequence[Artifact]) -> list[Any]:

@@ -24,7 +24,8 @@ def run(config: PretrainConfig) -> Artifact:
     data = open_artifact(config.data, Kind.DATASET)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
-    raise_all([*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
+    refused = base.check_running_text(model, "pre-training")
+    raise_all(refused or [*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         made.scratch |= loop.SCRATCH

@@ -82,7 +82,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
 
 def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: Artifact) -> list[UserError]:
     """What speaks against reading the dataset `replay` along."""
-    errors = base.check_tokenizer(model, encoder, replay)
+    errors = base.check_running_text(model, "replayed text") + base.check_tokenizer(model, encoder, replay)
     size = BlockDataset(replay.path).block_size
     if size != config.max_length:
         errors.append(

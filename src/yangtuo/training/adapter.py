@@ -26,6 +26,10 @@ EmbeddingRows = Literal["full", "new", "frozen"]
 Variant = Literal["lora", "rslora", "dora"]
 
 
+TIED_BY_PEFT = ("embed_tokens.weight", "lm_head.weight")
+"""Ends of names that PEFT looks for when it trains a tied embedding as one with its head."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterShape:
     """What is trained: `new_rows` are the ids whose rows learn with embeddings "new"."""
@@ -64,6 +68,13 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
     embedding, head = _embedding_names(model)
     tied = head is None
     rows: dict[str, list[int]] | None = None
+    if tied and shape.embeddings == "full" and not f"{embedding}.weight".endswith(TIED_BY_PEFT):
+        raise TrainingError(
+            "PEFT would train a copy of this tied embedding, and leave the head as it was",
+            found=f"an embedding called {embedding} that is also the head",
+            expected="LoRA alone",
+            run="the same command with --embeddings frozen",
+        )
     if shape.embeddings == "new":
         if not shape.new_rows:
             raise TrainingError(

@@ -24,6 +24,8 @@ from yangtuo.training.probe import choose_attention
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 from yangtuo.weights import loading
+from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
+from yangtuo.weights.shape import refuse_running_text, resolve_shape
 
 
 def load_adapted(
@@ -53,11 +55,22 @@ def meta_model(
             return PeftModel(empty, shape)
 
 
+def check_running_text(model: Artifact, what: str) -> list[UserError]:
+    """What speaks against training the model on text that is no prompt with its answer."""
+    return refuse_running_text(str(model.path), read_json(model.path / CONFIG_FILE), what)
+
+
 def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
     rows = new_rows(model, stop_ids)
-    embeddings: adapter.EmbeddingRows = options["embeddings"] or ("new" if rows else "full")
+    embeddings: adapter.EmbeddingRows = options["embeddings"] or ("new" if rows else _whole_or_frozen(model))
     shape = {name: options[name] for name in ("rank", "alpha", "variant")}
     return adapter.AdapterShape(embeddings=embeddings, new_rows=rows, **shape)
+
+
+def _whole_or_frozen(model: Artifact) -> adapter.EmbeddingRows:
+    """Whole, or frozen where PEFT would train a copy of a tied embedding and leave the head behind."""
+    shape = resolve_shape(read_json(model.path / CONFIG_FILE))
+    return "frozen" if shape.tied and not shape.embedding.endswith(adapter.TIED_BY_PEFT) else "full"
 
 
 def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:

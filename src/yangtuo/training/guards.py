@@ -39,6 +39,24 @@ def require_learned(blocks: Any) -> None:
     )
 
 
+def require_graph(loss: Tensor) -> None:
+    """Raises `TrainingError` for a loss that no trainable tensor has a part in, before it is taken backward."""
+    if loss.grad_fn is None:
+        raise no_graph(is_declared=loss.requires_grad)
+
+
+def no_graph(*, is_declared: bool) -> TrainingError:
+    """What to say of a loss without a graph; one `is_declared` to need gradients would train nothing in silence."""
+    return TrainingError(
+        "no trainable tensor has a part in the loss, so nothing would be learned",
+        found=f"a loss {'declared by requires_grad_(True) to need gradients' if is_declared else 'without a gradient'}"
+        ", as reentrant checkpointing over frozen embeddings leaves it",
+        expected="a graph from the loss to the adapter: checkpointing that is not reentrant, or input embeddings that "
+        "require gradients",
+        run="the same command without gradient checkpointing",
+    )
+
+
 class Movement:
     """Watches that every trainable tensor moves: after the first step, LoRA's A after the second.
 

@@ -206,6 +206,16 @@ class _Trainer(Trainer):
         self._settings = settings
         self._adapted = model
 
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        try:
+            result: Any = super().compute_loss(model, inputs, *arguments, **options)
+        except RuntimeError as error:
+            if "leaf Variable" not in str(error):
+                raise
+            raise guards.no_graph(is_declared=True) from error  # the Trainer scales the loss in place
+        guards.require_graph(result[0] if isinstance(result, tuple) else result)
+        return result
+
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LambdaLR:

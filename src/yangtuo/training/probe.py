@@ -23,6 +23,8 @@ from yangtuo.training.loss import IGNORED, use_sliced_loss
 
 _VOCABULARY, _NARROW, _EXPERTS = 128, 64, 8
 _LENGTHS = (7, 9)  # tokens of the two documents
+# ChatGLM reads a document only with its marks in it: a mask token, and <sop> where the answer begins.
+_MARKS = {"mask_token_id": 124, "gmask_token_id": 125, "bos_token_id": 126, "eos_token_id": 127}
 _TOLERANCE = 2e-3  # of the loss, relative; a document that sees another moves it by a tenth and more
 _BREAKS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, AssertionError)
 
@@ -69,7 +71,14 @@ def _small(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
     for name in ("num_hidden_layers", "n_layer", "num_layers"):
         if isinstance(values.get(name), int):
             values[name] = layers
-    for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size", "n_inner", "ffn_dim"):
+    for name in (
+        "intermediate_size",
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "inner_hidden_size",
+    ):
         if isinstance(values.get(name), int):
             values[name] = min(values[name], _NARROW)
     for name in ("num_experts", "num_local_experts", "n_routed_experts"):
@@ -85,6 +94,8 @@ def _small(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
         if isinstance(values.get(name), int):
             values[name] = min(values[name], 2)
     values |= {"vocab_size": _VOCABULARY, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if "gmask_token_id" in values:
+        values |= _MARKS
     values.pop("model_type", None)
     for name in ("quantization_config", "dtype", "torch_dtype", "architectures", "auto_map"):
         values.pop(name, None)
@@ -99,7 +110,7 @@ def _difference(config: PretrainedConfig, name: str) -> str | None:
     attention.keep_documents_apart(ours)
     use_sliced_loss(ours)
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randint(3, _VOCABULARY, (1, length), generator=generator) for length in _LENGTHS)
+    first, second = (_document(config, length, generator) for length in _LENGTHS)
     alone = [_loss(theirs, ids, ids) for ids in (first, second)]
     unpacked = _loss(ours, second, second)
     if not _near(unpacked, alone[1]):
@@ -114,6 +125,15 @@ def _difference(config: PretrainedConfig, name: str) -> str | None:
             "(its layers carry a state through the sequence, or do not look at where position ids restart)"
         )
     return None
+
+
+def _document(config: PretrainedConfig, length: int, generator: torch.Generator) -> Tensor:
+    """Random ids (1, length), with the marks of an answer where the architecture needs them."""
+    ids = torch.randint(3, _VOCABULARY, (1, length), generator=generator)
+    if getattr(config, "gmask_token_id", None) is not None:
+        ids %= min(_MARKS.values())
+        ids[0, 2:4] = torch.tensor([_MARKS["gmask_token_id"], _MARKS["bos_token_id"]])
+    return ids
 
 
 def _model(config: PretrainedConfig, name: str) -> PreTrainedModel:

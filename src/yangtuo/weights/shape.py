@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yangtuo import models
-from yangtuo.errors import WeightsError
+from yangtuo.errors import UserError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Family:
     """Of gguf and meta."""
     conv1d: bool = False
     """Whether linear layers are stored as (in, out)."""
+    prompts_only: bool = False
+    """Whether a text must be a prompt and an answer, since positions and mask follow from where the one ends."""
 
 
 _LLAMA = Family(layouts=frozenset({"gguf", "meta"}))
@@ -32,7 +34,7 @@ FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "bloom": Family("transformer.word_embeddings.weight"),
-    "chatglm": Family("transformer.word_embeddings.weight"),
+    "chatglm": Family("transformer.word_embeddings.weight", prompts_only=True),
     "codegen": Family("transformer.wte.weight"),
     "falcon": Family("transformer.word_embeddings.weight"),
     "gpt2": Family("transformer.wte.weight", conv1d=True),
@@ -132,6 +134,19 @@ def resolve_shape(config: Mapping[str, Any]) -> ModelShape:
         logit_softcap=getattr(settings, "final_logit_softcapping", None),
         logit_scale=float(getattr(settings, "logit_scale", None) or 1.0) / float(per_logit or 1.0),
     )
+
+
+def refuse_running_text(model: str, config: Mapping[str, Any], what: str) -> list[UserError]:
+    """What speaks against having the model called `model` read text that is no prompt, for `what`."""
+    if not FAMILIES.get(str(config.get("model_type")), USUAL).prompts_only:
+        return []
+    return [
+        WeightsError(
+            f"{model} reads prompts and their answers only, so {what} has no meaning for it",
+            found=f"model_type {config['model_type']}, whose positions and mask follow from where a prompt ends",
+            expected="conversations, for yangtuo sft, chat, predict, serve, and evaluate --suite ner or promptcblue",
+        )
+    ]
 
 
 def text_config(config: Mapping[str, Any]) -> Any:

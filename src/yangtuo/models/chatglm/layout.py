@@ -59,7 +59,8 @@ def make_layout(
         else:
             places = (is_real.long().cumsum(-1) - 1).clamp(min=0)
     places = places.expand(input_ids.shape)
-    documents = (places == 0).long().cumsum(-1)
+    starts = places.eq(0) if is_real is None else places.eq(0) & is_real
+    documents = starts.long().cumsum(-1)
 
     def first(token: int | None) -> Tensor:
         """At each token, the place of the first such `token` in its document."""

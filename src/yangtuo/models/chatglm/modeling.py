@@ -260,8 +260,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = parent.prepare_inputs_for_generation(
             input_ids, attention_mask=attention_mask, **options
         )
-        layout = make_layout(self.config, input_ids, attention_mask, None)
         num_new = inputs["input_ids"].shape[1]
-        inputs["position_ids"] = layout.positions[..., -num_new:]
-        inputs["attention_mask"] = layout.visible(num_new)
+        inputs["attention_mask"], inputs["position_ids"] = self.place_tokens(input_ids, attention_mask, num_new)
         return inputs
+
+    def place_tokens(self, input_ids: Tensor, attention_mask: Tensor | None, num_new: int) -> tuple[Tensor, Tensor]:
+        """`attention_mask` (B, 1, N, S) and `position_ids` (B, 2, N) of the last N tokens of rows (B, S).
+
+        A step with a cache needs them: they follow from all ids of a row, of which it sees the new ones only.
+        """
+        layout = make_layout(self.config, input_ids, attention_mask, None)
+        return layout.visible(num_new), layout.positions[..., -num_new:]
