@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from yangtuo.data.dedup import letter_table, letters
 from yangtuo.data.readers import read_documents
-from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, list_files, read_records, suffix
+from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, compose, list_files, read_records, suffix
 
 WINDOW = 48
 """Bytes in a row that betray a passage."""
@@ -222,7 +222,7 @@ def read_passages(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((document.text, True) for document in read_documents(file, "line"))
         else:
             for record in read_records(file):
-                fields = {key.lower(): value for key, value in record.values.items() if isinstance(value, str)}
+                fields = {key.lower(): compose(value) for key, value in record.values.items() if isinstance(value, str)}
                 named = [key for key in QUESTION_KEYS if fields.get(key)]
                 question = named[0] if named else max(fields, key=lambda key: len(fields[key]), default="")
                 yield from ((value, key == question) for key, value in fields.items())

@@ -1,8 +1,8 @@
 """Files to decoded text and records: suffixes, compression, encodings, JSON, CSV, Parquet.
 
-Text is UTF-8 (with or without its mark), UTF-16 with its mark, GB18030 or Big5; which one is found out from the first
-megabyte that is not ASCII, and handed on for the caller to say. Everything is read as a stream: memory holds a row, not
-a file. This module does not know what a document or a conversation is.
+The encoding of a text is found out from its first megabyte that is not ASCII, and handed on for the caller to say.
+Everything is read as a stream: memory holds a row, not a file. This module does not know what a document or a
+conversation is.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from typing import IO, Any
 
 from yangtuo import console
 from yangtuo.artifacts.manifest import list_inputs
+from yangtuo.data.encodings import choose_encoding, has_escapes, is_binary, undecodable
 from yangtuo.data.json_values import malformed, read_values
 from yangtuo.errors import DataError, FileError
 
 TEXT_SUFFIXES = (".txt", ".md", ".markdown")
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSED = (".gz", ".zst")
-_MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
-_PLAUSIBLE = 0.7  # share of characters in the frequent half of a legacy encoding that makes it believable
-_SCORED = 1 << 16  # characters looked at for that
-_WIDE = re.compile(r"[\u2e80-\u2fff\u3040-\ufeff\uffef-\U0010ffff]")
 _CHUNK = 1 << 20
 _DESCRIPTIONS = ("readme.md", "dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 csv.field_size_limit(sys.maxsize)  # a book is a field, too
 
 
@@ -52,9 +50,11 @@ class Record:
 def compose(text: str) -> str:
     """The form in which all text is read, learned from, measured and prompted with: NFC, which changes no meaning.
 
-    Files from a Mac hold Korean in NFD, and vowel marks stand in any order. Never NFKC, which folds `，` into `,`.
+    Files from a Mac hold Korean in NFD, and vowel marks stand in any order. Never NFKC, which folds `，` into `,`. Half a
+    surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
-    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+    text = text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def suffix(file: Path) -> str:
@@ -137,9 +137,9 @@ def _detect(file: Path, _size: int, _modified: int) -> str:
     with open_bytes(file) as stream:
         num_bytes = num_lines = 0
         while chunk := stream.read(_CHUNK):
-            if not chunk.isascii() or _is_binary(chunk):
+            if not chunk.isascii() or is_binary(chunk) or has_escapes(chunk):
                 # What comes next is looked at too, should the first character of interest be the last of its chunk.
-                return _choose(chunk + stream.read(_CHUNK), str(file), False, num_bytes, num_lines)
+                return choose_encoding(chunk + stream.read(_CHUNK), str(file), False, num_bytes, num_lines)
             num_bytes += len(chunk)
             num_lines += chunk.count(b"\n")
     return "utf-8"
@@ -147,49 +147,11 @@ def _detect(file: Path, _size: int, _modified: int) -> str:
 
 def decode(data: bytes, place: str) -> tuple[str, str]:
     """The text of `data` and the name of its encoding; raises `FileError` where it is none of those known."""
-    encoding = _choose(data, place, True)
+    encoding = choose_encoding(data, place, True)
     try:
         return data.decode("utf-8-sig" if encoding == "utf-8" else encoding), encoding
     except UnicodeDecodeError as error:
-        raise _undecodable(
-            place, encoding, data[error.start], error.start, data.count(b"\n", 0, error.start)
-        ) from error
-
-
-def _choose(data: bytes, place: str, final: bool, num_bytes: int = 0, num_lines: int = 0) -> str:
-    """The encoding of `data`, before which `num_bytes` of ASCII stand; not `final`: it may end within a character."""
-    for mark, encoding in _MARKS:
-        if data.startswith(mark) and num_bytes == 0:
-            return encoding.removesuffix("-sig")
-    at = data.find(b"\0") if _is_binary(data) else -1
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(data, final)
-    except UnicodeDecodeError as error:
-        at = error.start if at < 0 else at
-        scores = {encoding: _plausibility(data, encoding, final) for encoding in ("gb18030", "big5hkscs")}
-        best = max(scores, key=lambda encoding: scores[encoding])
-        if scores[best] >= _PLAUSIBLE and not _is_binary(data):
-            return best
-    if at >= 0:
-        raise _undecodable(place, "utf-8", data[at], num_bytes + at, num_lines + data.count(b"\n", 0, at))
-    return "utf-8"
-
-
-def _is_binary(data: bytes) -> bool:
-    """Whether so many bytes are zero that it is no text, or UTF-16 without its mark."""
-    return data.count(0) * 10 > len(data)
-
-
-def _plausibility(data: bytes, encoding: str, final: bool) -> float:
-    """The share of two-byte characters that lie in the half of the encoding meant for frequent ones; 0 if invalid."""
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(data, final)
-    except UnicodeDecodeError:
-        return 0.0
-    first, last = (0xB0, 0xD7) if encoding == "gb18030" else (0xA4, 0xC6)
-    han = [match[0].encode(encoding) for match, _ in zip(_WIDE.finditer(text), range(_SCORED), strict=False)]
-    frequent = sum(first <= char[0] <= last and len(char) == 2 for char in han)
-    return frequent / len(han) if han else 0.0
+        raise undecodable(place, encoding, data[error.start], error.start, data.count(b"\n", 0, error.start)) from error
 
 
 def _damage(file: Path, encoding: str) -> FileError:
@@ -205,20 +167,10 @@ def _damage(file: Path, encoding: str) -> FileError:
             except UnicodeDecodeError as error:
                 data, at = kept + chunk, error.start
                 lines = num_lines + data.count(b"\n", 0, at)
-                return _undecodable(str(file), encoding, data[at], num_bytes - len(kept) + at, lines)
+                return undecodable(str(file), encoding, data[at], num_bytes - len(kept) + at, lines)
             assert chunk, "the file was read without an error the second time"
             num_bytes += len(chunk)
             num_lines += chunk.count(b"\n")
-
-
-def _undecodable(place: str, encoding: str, byte: int, offset: int, num_lines: int) -> FileError:
-    return FileError(
-        f"{place} is not {encoding.upper()} text",
-        found=f"byte 0x{byte:02x} at offset {offset}, line {num_lines + 1}"
-        + ("; GB18030 and Big5 do not fit either" if encoding == "utf-8" and byte else ""),
-        expected="UTF-8, UTF-16 with a byte order mark, GB18030 or Big5, the same to the end",
-        run=f"iconv -f ENCODING -t UTF-8 {place}",
-    )
 
 
 def read_records(file: Path, begin: int = 0, end: int | None = None) -> Iterator[Record]:
