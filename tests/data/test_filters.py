@@ -109,3 +109,26 @@ def test_all_questions_of_real_exams_are_found(shared_data: Path) -> None:
     assert len(questions) > 1800
     left = {one: exam.clean(f"前文\n12. {one}\n完毕")[0] for one in questions}
     assert {one: text for one, text in left.items() if text != "前文\n完毕"} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ខ្ញុំ\u200bចូលចិត្ត\u200bសៀវភៅ។",
+        "ฉันชอบ\u200bหนังสือ",
+        "ຂ້ອຍ\u200bມັກ",
+        "ကျွန်တော်\u200bကြိုက်တယ်",
+        "می\u200cخواهم کتاب بخوانم",
+        "क्\u200dष और र\u200dक",
+        "שלום \u200e123\u200f עולם",
+        "مرحبا \u200eABC\u200f",
+    ],
+)
+def test_cleaning_keeps_what_a_script_needs(text: str) -> None:
+    """Without them words run together, letters join otherwise, and numbers stand in another order."""
+    removed = Filtered()
+    assert clean(text, removed) == text and not removed.counts
+
+
+def test_cleaning_takes_the_same_characters_out_of_other_text() -> None:
+    assert clean("但自\u200b己 the\u200b end\u200e of\u200f it\n\u200bab", Filtered()) == "但自己 the end of it\nab"

@@ -6,12 +6,22 @@ import json
 from pathlib import Path
 
 import pytest
+import regex
 from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.byte_level import learn_merges, merge_byte_level, piece_bytes, require_byte_level, to_byte_level
+from yangtuo.vocab.byte_level import (
+    chars_per_word,
+    learn_merges,
+    merge_byte_level,
+    piece_bytes,
+    require_byte_level,
+    to_byte_level,
+    widen,
+)
 from yangtuo.vocab.directory import read_directory, write_byte_level
 from yangtuo.vocab.encoding import load_encoder
+from yangtuo.vocab.engines import FastEngine
 from yangtuo.vocab.scripts import compile_scripts
 
 from .merge_by_merge import merge_by_merge
@@ -91,3 +101,48 @@ def test_tokenizers_that_do_not_merge_bytes_are_refused(pico_byte_level: Path, t
     content["model"]["type"] = kind
     with pytest.raises(VocabularyError, match=kind):
         require_byte_level(content, str(tmp_path))
+
+
+HINDI = ["हिन्दी में लिखी किताबें पढ़ना अच्छा लगता है। ", "गाँव के बच्चे नदी के किनारे खेलते हैं। ", "किताबें पढ़ना और लिखना।"] * 8
+DEVANAGARI = compile_scripts(["Devanagari"])
+
+
+def test_merges_stay_within_the_words_of_the_pre_tokenizer(pico_byte_level: Path) -> None:
+    """It cuts Hindi at vowel signs: merges across them filled nine of ten new rows, and no text met them."""
+    base = json.loads((pico_byte_level / "tokenizer.json").read_text("utf-8"))
+    merged = merge_byte_level(base, learn_merges(base, HINDI, 50, DEVANAGARI).merges, DEVANAGARI, [])
+    ids = {index for line in FastEngine(merged.content).encode_batch(HINDI, None) for index in line}
+    used = sum(index in ids for index in range(400, 400 + len(merged.added)))
+    whole = [piece for piece in merged.added if "\ufffd" not in piece]
+    assert used > 0.6 * len(whole)
+    ceiling = chars_per_word(base, HINDI)
+    assert ceiling < 3 and all(len(piece) <= 5 for piece in whole)
+
+
+def test_a_widened_pre_tokenizer_keeps_words_whole_and_changes_nothing_else(
+    pico_byte_level: Path, tmp_path: Path
+) -> None:
+    base = json.loads((pico_byte_level / "tokenizer.json").read_text("utf-8"))
+    wide = widen(base, DEVANAGARI)
+    assert chars_per_word(wide, HINDI) > 1.8 * chars_per_word(base, HINDI)
+    other = [text for text in AWKWARD + random_texts(5, 800) if "\u0000" not in text] + ["abcहa", "it's 12.5% of“that”"]
+    old, new = FastEngine(base), FastEngine(wide)
+    plain = [text for text in other if not DEVANAGARI.own.search(text)]
+    assert old.encode_batch(plain, None) == new.encode_batch(plain, None)
+    merged = merge_byte_level(wide, learn_merges(wide, HINDI, 80, DEVANAGARI).merges, DEVANAGARI, [])
+    write = tmp_path / "tokenizer.json"
+    write.write_text(json.dumps(merged.content), encoding="utf-8")
+    encoder = load_encoder(write)
+    assert encoder.encode_batch(plain) == old.encode_batch(plain, None)
+    assert merge_by_merge(merged.content)(HINDI) == encoder.encode_batch(HINDI)
+    assert any(regex.search(r"\p{L}\p{M}\p{L}", piece) for piece in merged.added), "over a vowel sign"
+    assert [encoder.decode(encoder.encode(text)) for text in HINDI] == HINDI
+
+
+def test_a_pre_tokenizer_that_cannot_be_widened_is_named(pico_byte_level: Path) -> None:
+    base = json.loads((pico_byte_level / "tokenizer.json").read_text("utf-8"))
+    split = {"type": "Split", "pattern": {"String": "\u0904"}, "behavior": "Isolated", "invert": False}
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    every = {"type": "Sequence", "pretokenizers": [split, letters]}
+    with pytest.raises(VocabularyError, match="cannot be widened"):
+        widen({**base, "pre_tokenizer": every}, DEVANAGARI)

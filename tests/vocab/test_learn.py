@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.learn import covering_characters, learn_pieces, script_lines, split_pieces, train_pieces
+from yangtuo.vocab.learn import (
+    Candidate,
+    covering_characters,
+    divide_texts,
+    earned,
+    learn_pieces,
+    script_lines,
+    split_pieces,
+    train_pieces,
+)
 from yangtuo.vocab.merge import merge_faithful
 from yangtuo.vocab.scripts import compile_scripts
 from yangtuo.vocab.sentencepiece_model import load_processor, parse_model
@@ -80,3 +89,39 @@ def test_coverage_leaves_out_the_rarest() -> None:
     lines, counts = script_lines(["的" * 4000 + "一" * 10, "鑫"], HAN, blank="\u2581")
     assert lines == ["的" * 4000 + "一" * 10, "鑫"]
     assert covering_characters(counts) == ["的", "一"]
+
+
+def test_pieces_are_earned_on_text_that_was_not_learned_from(pico_sentencepiece: bytes) -> None:
+    """A piece that held-out text does not use gives way to others; what used ones are made of stays."""
+    ab, cd, abcd, ef = (Candidate(piece, parts) for piece, parts in (
+        ("ab", ("a", "b")), ("cd", ("c", "d")), ("abcd", ("ab", "cd")), ("ef", ("e", "f"))))  # fmt: skip
+    assert earned([ab, ef, cd, abcd], 3, {"abcd"}) == [ab, cd, abcd]
+    assert earned([ab, ef, cd, abcd], 4, {"abcd"}) == [ab, ef, cd, abcd], "too few are used: others fill up"
+    assert earned([ab, ef, cd, abcd], 1, {"ef"}) == [ef]
+    base = parse_model(pico_sentencepiece, "pico")
+    learned = learn_pieces(base, ["小镇鑫河。小镇鑫河。" * 50, *TEXTS * 5], 13, HAN, held_out=TEXTS)
+    merged = merge_faithful(base, learned.pieces, HAN, [])
+    assert merged.added == learned.pieces and len(merged.added) == 13 and not merged.unreachable
+
+
+def test_latin_words_are_built_outward_of_what_english_lacks(pico_sentencepiece: bytes) -> None:
+    """No piece, not even one that others are made of, is of English letters alone: English stays as it was."""
+    base, latin = parse_model(pico_sentencepiece, "pico"), compile_scripts(["Latin"])
+    learned = learn_pieces(
+        base, ["không biết người nhiều nhiều không người " * 9, "the end of the river " * 50], 14, latin
+    )
+    assert all(any(not one.isascii() for one in piece.replace("\u2581", "")) for piece in learned.pieces)
+    merged = merge_faithful(base, learned.pieces, latin, [])
+    assert merged.added == learned.pieces
+    new = load_processor(parse_model(merged.model, "merged"))
+    old = load_processor(base)
+    assert 2 * len(new.encode("không người")) < len(old.encode("không người"))
+    assert new.encode("the end of the river") == old.encode("the end of the river")
+
+
+def test_a_text_is_divided_at_line_ends_and_nothing_is_lost() -> None:
+    text = "".join(f"line {number} of a text that is long enough to be divided\n" for number in range(400))
+    learned, select, report = divide_texts([text])
+    assert len(text) == sum(map(len, learned + select + report)) and len(select) == len(report) > 3
+    assert not set(select) & set(learned) and all(block.endswith("\n") for block in learned)
+    assert divide_texts(["short"]) == (["short"], [], ["short"])

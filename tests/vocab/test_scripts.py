@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from yangtuo.errors import VocabularyError
-from yangtuo.vocab.scripts import compile_scripts
+from yangtuo.vocab.scripts import compile_scripts, letter_counts, scripts_of_language
 
 
 @pytest.mark.parametrize("piece", ["你", "你好", "，", "。”", "「", "々", "\u3000\u3000", "，但是"])
@@ -43,3 +43,52 @@ def test_an_unknown_script_is_named() -> None:
 def test_share_counts_own_characters() -> None:
     assert compile_scripts(["Han"]).share("你好ab") == 0.5
     assert compile_scripts(["Han"]).share("") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("script", "accepted", "refused"),
+    [
+        ("Katakana", ["コンピューター", "サーバー", "ー", "・"], ["a", "1", "漢"]),
+        ("Arabic", ["مَرْحَبًا", "؟", "،", "می\u200cخواهم", "\u2581في"], ["?", ",", "\u200c", "\u0301"]),
+        ("Devanagari", ["हिन्दी", "।", "क्\u200dष"], ["\u200d", "|"]),
+        ("Bengali", ["বাংলা", "।"], ["a"]),
+        ("Cyrillic", ["за\u0301мок"], ["\u0301", "a"]),
+        ("Khmer", ["ខ្មែរ", "ក\u200bខ"], ["\u200b", " "]),
+        ("Latin", ["không", "\u2581người", "é"], ["the", "\u2581in", "1", "def"]),
+        ("Hangul", ["\u2581한국", "。"], ["1", "ー"]),
+    ],
+)
+def test_a_script_has_what_unicode_says_it_shares(script: str, accepted: list[str], refused: list[str]) -> None:
+    """Long-vowel marks, vowel signs and dandas have no script of their own; joiners need a letter beside."""
+    scripts = compile_scripts([script])
+    assert all(map(scripts.accepts, accepted)) and not any(map(scripts.accepts, refused))
+
+
+@pytest.mark.parametrize(
+    ("tag", "names"),
+    [
+        ("ja", ("Han", "Hiragana", "Katakana")),
+        ("ko", ("Hangul", "Han")),
+        ("zh-TW", ("Han",)),
+        ("sr-Latn", ("Latin",)),
+        ("hi", ("Devanagari",)),
+        ("dz", ("Tibetan",)),
+    ],
+)
+def test_a_language_says_its_scripts(tag: str, names: tuple[str, ...]) -> None:
+    assert scripts_of_language(tag) == names
+    assert compile_scripts(names).names == names
+    with pytest.raises(VocabularyError, match="--script"):
+        scripts_of_language("tlh")
+
+
+def test_scripts_are_known_by_any_of_their_names() -> None:
+    assert compile_scripts(["hang", "HAN"]).names == ("Hangul", "Han")
+    assert compile_scripts(["Jpan"]).names == ("Han", "Hiragana", "Katakana")
+    with pytest.raises(VocabularyError, match="did you mean Tibetan"):
+        compile_scripts(["Tibettan"])
+
+
+def test_letters_are_counted_by_script() -> None:
+    assert letter_counts("བོད་ཡིག abc 12") == {"Tibetan": 7, "Latin": 3}
+    assert list(letter_counts("ქართული ენა, עברית")) == ["Georgian", "Hebrew"]

@@ -50,8 +50,8 @@ class Record:
 def compose(text: str) -> str:
     """The form in which all text is read, learned from, measured and prompted with: NFC, which changes no meaning.
 
-    Files from a Mac hold Korean in NFD, and vowel marks stand in any order. Never NFKC, which folds `，` into `,`. Half a
-    surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
+    Files from a Mac hold Korean in NFD, and vowel marks stand in any order. Never NFKC, which folds `，` into `,`.
+    Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
     text = text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
     return _SURROGATES.sub("\ufffd", text)

@@ -84,7 +84,8 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts, h
     # A character that others write, too, is joined only where the base has it as a piece.
     alphabet = {one for one in counts if one in known or one == BLANK or scripts.own.match(one)}
     apart = [one for one in covering_characters(counts) if one not in known and one in alphabet]
-    begun = any(len(piece) > 1 and scripts.accepts(piece) for piece in known)
+    # What English shares with the script is merged already, and must not be merged anew.
+    begun = "Latin" in scripts.names or any(len(piece) > 1 and scripts.accepts(piece) for piece in known)
 
     def learn(new: Sequence[str]) -> list[Candidate]:
         num_merges = _with_spare(size, held_out) - len(new)
