@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
+from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
+from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
 from yangtuo.config.tokenizer_train import TokenizerTrainConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import FileError, OutputError, UserError, VocabularyError
-from yangtuo.stages import tokenizer_train
+from yangtuo.stages import tokenizer_audit, tokenizer_merge, tokenizer_train
+from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.merge import ordered_pieces
 from yangtuo.vocab.sentencepiece_model import read_model
 
@@ -111,3 +115,74 @@ def test_bases_that_cannot_be_extended_are_refused(shared_data: Path, tmp_path: 
             train(tmp_path / "cut.model", tmp_path / "a.txt", tmp_path / "out")
     with pytest.raises(OutputError):
         train(shared_data / "tokenizers/llama", tmp_path / "a.txt", tmp_path / "a.txt")
+
+
+KOREAN = "겨울이 가고 봄이 오면 산과 들에 꽃이 핀다. 아이들은 강가에서 돌을 던지며 놀고 있다.\n" * 8
+JAPANESE = "このサーバーのデータはコンピューターにあります。サーバーとコンピューターを使います。\n" * 8
+
+
+def test_decomposed_text_gives_the_pieces_of_composed_text(pico_tokenizer: Path, tmp_path: Path) -> None:
+    """Files from a Mac: what is learned from them must be met in text that `prepare` has composed."""
+    pieces = []
+    for form in ("NFC", "NFD"):
+        (tmp_path / f"{form}.txt").write_text(unicodedata.normalize(form, KOREAN), encoding="utf-8")
+        pieces.append(train(pico_tokenizer, tmp_path / f"{form}.txt", tmp_path / form, size=30, language="ko"))
+    assert pieces[0] == pieces[1] and all(unicodedata.is_normalized("NFC", piece) for piece in pieces[0])
+
+
+def test_what_was_learned_for_is_kept_with_the_pieces(pico_tokenizer: Path, tmp_path: Path) -> None:
+    """`--language ja` once: merging and auditing know the scripts, and words keep their long-vowel marks."""
+    (tmp_path / "ja.txt").write_text(JAPANESE, encoding="utf-8")
+    (tmp_path / "en.txt").write_text(Path(__file__).read_text("utf-8"), encoding="utf-8")
+    train(pico_tokenizer, tmp_path / "ja.txt", tmp_path / "pieces", size=40, language="ja")
+    merged = tokenizer_merge.run(
+        TokenizerMergeConfig(base=str(pico_tokenizer), pieces=str(tmp_path / "pieces"), output=tmp_path / "merged")
+    )
+    assert len(load_encoder(merged.path).encode("サーバー", prefix=False)) <= 2
+    found = tokenizer_audit.run(
+        TokenizerAuditConfig(
+            tokenizer=str(merged.path),
+            base=str(pico_tokenizer),
+            text=(str(tmp_path / "ja.txt"), str(tmp_path / "en.txt")),
+        )
+    )
+    assert isinstance(found, dict) and found["script"] == ["Han", "Hiragana", "Katakana"]
+    zeros = ("changed_lines", "dead_pieces", "lost_pieces", "engine_mismatch_lines", "round_trip_failures")
+    assert [found[key] for key in zeros] == [0] * 5 and found["compared_lines"] > 50
+    assert found["leading_blank_pieces"] == found["leading_space_pieces"] == 0
+    (tmp_path / "ko.txt").write_text(KOREAN.replace(".", "。"), encoding="utf-8")
+    alone = tokenizer_audit.run(
+        TokenizerAuditConfig(tokenizer=str(merged.path), base=str(pico_tokenizer), text=(str(tmp_path / "ko.txt"),))
+    )
+    assert isinstance(alone, dict) and alone["changed_lines"] is None, "no line could have changed: that is no zero"
+    assert "Hangul" in alone["by_script"]
+
+
+def test_the_ceiling_of_a_pre_tokenizer_is_said(
+    pico_byte_level: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "हिन्दी में लिखी किताबें पढ़ना अच्छा लगता है। गाँव के बच्चे नदी के किनारे खेलते हैं।\n" * 8
+    (tmp_path / "hi.txt").write_text(text, encoding="utf-8")
+    values = {}
+    for widen in (False, True):
+        config = TokenizerTrainConfig(
+            base=str(pico_byte_level),
+            corpus=(str(tmp_path / "hi.txt"),),
+            size=40,
+            language="hi",
+            widen=widen,
+            output=tmp_path / f"pieces-{widen}",
+        )
+        artifact = tokenizer_train.run(config)
+        assert not isinstance(artifact, dict) and artifact.manifest
+        values[widen] = artifact.manifest.details
+        assert values[widen]["chars_per_token"] <= values[widen]["ceiling"]
+    assert "--widen" in capsys.readouterr().err
+    assert values[True]["ceiling"] > 1.5 * values[False]["ceiling"]
+    merged = tokenizer_merge.run(
+        TokenizerMergeConfig(
+            base=str(pico_byte_level), pieces=str(tmp_path / "pieces-True"), output=tmp_path / "merged"
+        )
+    )
+    wide = json.loads((merged.path / "tokenizer.json").read_text("utf-8"))["pre_tokenizer"]
+    assert "0900" in json.dumps(wide) or "x{9" in json.dumps(wide)
