@@ -77,3 +77,20 @@ def test_what_libraries_print_does_not_spoil_the_json(
     monkeypatch.setattr(cli, "stage_function", lambda _verb: talkative)
     assert cli.invoke(["convert", "--source", str(tmp_path), "--output", str(tmp_path / "out"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"answer": "42"}
+
+
+def test_a_summary_fits_a_screen_and_says_what_comes_next(
+    pico_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.invoke(["convert", "--source", str(pico_model), "--output", str(tmp_path / "base")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) < 400
+    assert lines[-1].split(maxsplit=1)[1].startswith(f"yangtuo tokenizer train --base {tmp_path / 'base'}")
+
+
+def test_each_verb_that_writes_an_artifact_names_a_command_that_exists() -> None:
+    verbs = {**STAGES, **TOOLS}
+    for verb, options in STAGES.items():
+        words = options.following.split()
+        assert words or verb == "evaluate", verb
+        assert not words or words[1] in verbs or " ".join(words[1:3]) in verbs, (verb, options.following)

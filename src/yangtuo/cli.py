@@ -13,7 +13,7 @@ import json as json_module
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from yangtuo.errors import ConfigError, UserError
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as one JSON object on stdout.")]
 
-SCREEN = 400  # characters of one value: a summary fits a screen
+_WIDTH, _LINES = 180, 28  # characters of one value and number of values: a summary fits a screen
 
 app = App(
     name="yangtuo",
@@ -62,7 +62,10 @@ def _register(parent: App, options: type[StageConfig], place: int) -> None:
     def command(options: StageConfig, *, json: Json = False) -> Any:
         with _only_result_on_stdout(json):
             result = stage_function(options.verb)(options)
-        return _present(result, json)
+        presented = _present(result, json)
+        if hasattr(result, "fingerprint") and not json and (following := options.next_command()):
+            console.stdout.print(f"{'next':>20}  {following}", markup=False)
+        return presented
 
     optional = all(one.default is not dataclasses.MISSING for one in dataclasses.fields(options))
     if optional:  # the library wants what may be left out whole to have a default
@@ -90,11 +93,28 @@ def _present(result: Any, json: bool) -> Any:
     elif json:
         print(json_module.dumps(values, ensure_ascii=False, default=str))  # noqa: T201  stdout is the result
     else:
-        for key, value in values.items():
-            text = value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False, default=str)
-            text = text if len(text) <= SCREEN else f"{text[:SCREEN]} … (whole with --json)"
-            console.stdout.print(f"{key:>20}  {text}", markup=False)
+        for key, value in _summary(values):
+            console.stdout.print(f"{key:>20}  {value}", markup=False)
     return values
+
+
+def _summary(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What fits a screen: numbers and words as they are, the number of things in a long list or mapping."""
+    for key, value in list(values.items())[:_LINES]:
+        if isinstance(value, str):
+            text = value
+        elif isinstance(value, float):
+            text = f"{value:,.4g}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            text = f"{value:,}"
+        else:
+            text = json_module.dumps(value, ensure_ascii=False, default=str)
+        if len(text) > _WIDTH:
+            size = f"{len(value):,} of them" if isinstance(value, list | dict) else f"{text[:_WIDTH]} …"
+            text = f"{size} (whole with --json)"
+        yield key, text
+    if len(values) > _LINES:
+        yield "", f"{len(values) - _LINES} more with --json"
 
 
 _groups = {

@@ -18,6 +18,7 @@ class ExportConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "export"
+    following: ClassVar[str] = "yangtuo serve --model {model}"
     model: InputPath
     """The model to write: a directory or a hub id."""
     format: Literal["gguf", "meta"]

@@ -18,6 +18,7 @@ class MergeConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "merge"
+    following: ClassVar[str] = "yangtuo chat --model {output}"
     base: InputPath
     """The model that the first adapter was trained on: a directory or a hub id."""
     adapter: InputPaths = ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class StageConfig:
     """What all verbs that write an artifact share."""
 
     verb: ClassVar[str]
+    following: ClassVar[str] = ""
+    """The command that usually comes next; names in braces are the verb's options, `{beside}` the output's directory."""
 
     def __post_init__(self) -> None:
         """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe."""
@@ -95,6 +98,13 @@ class StageConfig:
             for name, value in values.items()
             if value is not None
         }
+
+    def next_command(self) -> str | None:
+        """The command that usually comes next, ready to type but for words in capitals; None where there is none."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        beside = Path(values["output"]).parent if values.get("output") is not None else Path()
+        quoted = {name: shlex.quote(str(value)) for name, value in values.items()}
+        return self.following.format(**quoted, beside=shlex.quote(str(beside))) or None
 
     def output_path(self) -> Path:
         """The artifact that this config makes."""

@@ -18,6 +18,7 @@ class PrepareConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "prepare"
+    following: ClassVar[str] = "yangtuo pretrain --model {tokenizer} --data {output} --output {beside}/adapter"
     source: DataPaths
     """Text as [NAME=]PATH[:WEIGHT]: a file or directory; a weight of 0.2 takes a fifth of its tokens, 2 takes it
     twice; repeatable. NAME (zh, en) labels the source in every report."""

@@ -18,6 +18,7 @@ class PretrainConfig(TrainingConfig):
     """
 
     verb: ClassVar[str] = "pretrain"
+    following: ClassVar[str] = "yangtuo merge --base {model} --adapter {output} --output {output}-merged"
     data: InputPath
     """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
     rows_first: Share = 0.0

@@ -18,6 +18,7 @@ class SftConfig(TrainingConfig):
     """
 
     verb: ClassVar[str] = "sft"
+    following: ClassVar[str] = "yangtuo merge --base {model} --adapter {output} --output {output}-merged"
     data: DataPaths
     """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, instruct/query/answer,
     PromptCBLUE, ShareGPT or messages; a weight of 0.5 takes half of the usable rows, 2 takes them twice; repeatable."""

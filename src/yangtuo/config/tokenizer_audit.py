@@ -18,6 +18,7 @@ class TokenizerAuditConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "tokenizer audit"
+    following: ClassVar[str] = "yangtuo expand --model {base} --tokenizer {tokenizer} --text TEXTS --output grown"
     tokenizer: InputPath
     """The tokenizer to look at: a directory, a tokenizer.model or a tokenizer.json."""
     base: InputPath

@@ -18,6 +18,7 @@ class TokenizerMergeConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "tokenizer merge"
+    following: ClassVar[str] = "yangtuo expand --model {base} --tokenizer {output} --text TEXTS --output {beside}/grown"
     base: InputPath
     """The tokenizer to extend: a directory, a tokenizer.model or a tokenizer.json."""
     pieces: InputPath

@@ -18,6 +18,7 @@ class TokenizerTrainConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "tokenizer train"
+    following: ClassVar[str] = "yangtuo tokenizer merge --base {base} --pieces {output} --output {beside}/tokenizer"
     base: InputPath
     """The tokenizer to extend: a directory, a tokenizer.model or a tokenizer.json."""
     corpus: InputPaths
