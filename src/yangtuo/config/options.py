@@ -67,7 +67,7 @@ class StageConfig:
 
     verb: ClassVar[str]
     following: ClassVar[str] = ""
-    """The command that usually comes next; names in braces are the verb's options, `{beside}` the output's directory."""
+    """The command that usually comes next; names in braces are the verb's options, {beside} the output's directory."""
 
     def __post_init__(self) -> None:
         """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe."""
