@@ -8,12 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from yangtuo.config import InspectConfig
 from yangtuo.errors import ConfigError
 from yangtuo.inference import cache
 from yangtuo.inference.adapters import reasons_to_merge
 from yangtuo.inference.engine import Sampling, generate
 from yangtuo.inference.opening import open_conversations
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+from yangtuo.stages import inspect
 from yangtuo.training.adapter import quiet_peft
 
 PROMPT = [1, 40, 41, 42]
@@ -88,6 +90,8 @@ def test_why_an_engine_cannot_load_an_adapter(pico_model: Path, adapters: list[P
     assert "rows of the vocabulary" in str(reasons_to_merge(rows)["vllm"])
     dora = adapter_of(pico_model, tmp_path / "dora", 3, use_dora=True)
     assert "DoRA" in str(reasons_to_merge(dora)["vllm"])
+    said = inspect.run(InspectConfig(path=str(dora)))["unmerged"]
+    assert said["transformers"] == "yes" and "DoRA" in said["vllm"]  # type: ignore[index]
 
 
 def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from yangtuo.artifacts.checksums import check_manifest, check_sums
 from yangtuo.artifacts.manifest import Artifact, Kind, find_parent, open_artifact
 from yangtuo.config.inspect import InspectConfig
 from yangtuo.errors import FileError, UserError
+from yangtuo.inference.adapters import reasons_to_merge
 from yangtuo.vocab.directory import has_tokenizer
 from yangtuo.vocab.encoding import load_encoder, make_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
@@ -104,6 +105,7 @@ def _describe_adapter(path: Path) -> dict[str, Any]:
             "rank": values.get("r"),
             "alpha": values.get("lora_alpha"),
             "base_model": values.get("base_model_name_or_path"),
+            "unmerged": {engine: reason or "yes" for engine, reason in reasons_to_merge(path).items()},
         }
         if values.get("init_lora_weights") not in (None, True, False):
             facts["initialised"] = str(values["init_lora_weights"])
