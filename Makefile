@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test check format docs bench clean
+.PHONY: help install quickstart test test-slow check format docs bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ quickstart: install  ## teach the embedded English Llama Chinese, in minutes
 
 test: install  ## run the tests
 	$(BIN)/python -m pytest
+
+test-slow: install  ## run every test, those tagged slow too: each sharding with each dtype and adapter
+	$(BIN)/python -m pytest -m ""
 
 check: install  ## format, lint, types, layers, generated docs, recipes: what CI runs beside the tests
 	$(BIN)/ruff format --check .

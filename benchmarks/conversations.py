@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from yangtuo.data.blocks import IGNORED, BlockDataset
-from yangtuo.data.conversations import build_blocks
+from yangtuo.data.conversations import Building, build_blocks
 from yangtuo.data.template import get_template
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         begun = time.perf_counter()
         sources, template = [(arguments.data, 1.0)], get_template("alpaca", None)
-        account = build_blocks(Path(directory), sources, template, encoder, arguments.max_length)
+        account = build_blocks(Path(directory), sources, template, encoder, Building(max_length=arguments.max_length))
         seconds.append(time.perf_counter() - begun)
         mine = ours(Path(directory), encoder)
     print(f"{len(rows):,} rows, blocks of {arguments.max_length} tokens\n")

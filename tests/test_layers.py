@@ -17,6 +17,7 @@ LAYERS = {
     "config": 1,
     "files": 1,
     "console": 2,
+    "launcher": 2,
     "hub": 2,
     "page": 2,
     "artifacts": 3,
@@ -106,6 +107,6 @@ def test_the_command_line_loads_without_heavy_libraries() -> None:
 def test_stage_configs_keep_to_their_budget_of_options() -> None:
     from yangtuo.config import STAGES, TOOLS
 
-    raised = {"pretrain": 23, "sft": 26}  # docs/design/040-training.md says why
+    raised = {"pretrain": 30, "sft": 34}  # docs/design/040-training.md says why
     counts = {verb: len(dataclasses.fields(stage)) for verb, stage in {**STAGES, **TOOLS}.items()}
     assert {verb: count for verb, count in counts.items() if count > raised.get(verb, 14)} == {}

@@ -16,13 +16,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 import yangtuo
-from yangtuo import config, console
+from yangtuo import config, console, launcher
 from yangtuo.config.options import StageConfig
+from yangtuo.config.training import TrainingConfig
 from yangtuo.errors import ConfigError, UserError
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as one JSON object on stdout.")]
@@ -60,8 +62,12 @@ def stage_function(verb: str) -> Callable[[Any], Any]:
 
 def _register(parent: App, options: type[StageConfig], place: int) -> None:
     def command(options: StageConfig, *, json: Json = False) -> Any:
+        if launcher.rank() > 0 and not issubclass(type(options), TrainingConfig):
+            return None  # of what is not training, one process does all
         with _only_result_on_stdout(json):
             result = stage_function(options.verb)(options)
+        if launcher.rank() > 0:
+            return None
         presented = _present(result, json)
         if hasattr(result, "fingerprint") and not json and (following := options.next_command()):
             console.stdout.print(f"{'next':>20}  {following}", markup=False)
@@ -154,7 +160,9 @@ def run(
     pipeline.show(plan)
     with _only_result_on_stdout(json):
         results = {} if dry_run else pipeline.execute(plan, stage_function)
-    if results and os.environ.get("RANK", "0") == "0":
+    if launcher.rank() > 0:
+        return None
+    if results:
         console.note(f"report: {pipeline.write_report(plan, results, f'run of {recipe.stem}', '配方运行')}")
     return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
 
@@ -179,8 +187,11 @@ def quickstart(*, output: Path = Path("runs/quickstart"), json: Json = False) ->
 
 def main() -> None:
     """Entry point of the `yangtuo` command."""
+    if launcher.world_size() > 1:
+        console.stderr.quiet = console.stdout.quiet = launcher.rank() > 0
+        sys.excepthook = _show_once
     status = invoke(sys.argv[1:])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launcher.world_size() > 1:
         # One of many processes: all work is done and agreed on, and the threads of the process group now and then
         # abort in their destructors (gloo, torch 2.13), which the launcher would report as a failed run.
         sys.stdout.flush()
@@ -199,7 +210,8 @@ def invoke(arguments: list[str]) -> int:
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
-        console.note("interrupted")
+        if not launcher.another_has_failed():
+            console.note("interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -226,9 +238,23 @@ def _verb_of(arguments: list[str]) -> str:
 
 def _interrupt(_signum: int, _frame: object) -> None:
     """SIGTERM unwinds as Ctrl-C does, so that half-written work is cleaned up or kept for a resumption."""
+    if launcher.world_size() > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it again while this process unwinds
+        if launcher.another_has_failed():
+            os._exit(130)  # the group is broken, and what is written of a run is for the next one to go on from
     raise KeyboardInterrupt
 
 
 def _fail(error: UserError) -> int:
-    console.stderr.print(f"error: {error}", markup=False, style="red")
+    if launcher.is_first_to_fail():
+        console.stderr.quiet = False
+        console.stderr.print(f"error: {error}", markup=False, style="red")
+        launcher.error_is_shown()
     return error.status
+
+
+def _show_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of many processes, the first to fail shows its traceback; that the group broke is what follows from it."""
+    if launcher.is_first_to_fail():
+        sys.__excepthook__(kind, error, trace)
+        launcher.error_is_shown()

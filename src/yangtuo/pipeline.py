@@ -14,7 +14,6 @@ changed is skipped; one that has changed is never overwritten. This module knows
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +29,11 @@ from cyclopts import App, CycloptsError
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from yangtuo import console, files
+from yangtuo import console, files, launcher
 from yangtuo.artifacts.manifest import Artifact, read_manifest, step_fingerprint
-from yangtuo.config import STAGES
+from yangtuo.config import STAGES, other_tools
 from yangtuo.config.options import StageConfig, split_source
+from yangtuo.config.training import TrainingConfig
 from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise_all
 from yangtuo.page import Section
 
@@ -110,24 +111,47 @@ def show(plan: Plan) -> None:
 def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
     """Runs the steps in order and returns their artifacts by step name.
 
-    `stage_function` gives a verb's `run`. Raises `OutputError` where a step's output exists but was made from other
-    options or inputs, naming it and all steps that depend on it.
+    `stage_function` gives a verb's `run`. Under a launcher all processes take part in training, and the main one alone
+    does the rest. Raises `OutputError` where a step's output exists but was made from other options or inputs, naming
+    it and all steps that depend on it, and any refusal of a training step that can be known beforehand.
     """
+    training = [step.config for step in plan.steps if isinstance(step.config, TrainingConfig)]
+    if not training:
+        return {} if launcher.rank() > 0 else {step.name: _run_step(plan, step, stage_function) for step in plan.steps}
+    from yangtuo.training import preflight, processes
+
+    processes.start()
+    raise_all([error for config in training for error in preflight.check(vars(config))])
     artifacts: dict[str, Artifact] = {}
-    for number, step in enumerate(plan.steps, 1):
-        label = f"[{number}/{len(plan.steps)}] {step.name}"
-        output = step.config.output_path()
-        manifest = read_manifest(output) if output.is_dir() else None
-        if manifest and manifest.step == step_fingerprint(step.config):
-            console.note(f"{label}: unchanged, skipped")
-            artifacts[step.name] = Artifact(output, manifest)
-        elif output.exists():
-            raise _stale(plan, step)
-        else:
-            console.note(f"{label}: yangtuo {step.config.verb}")
-            with _cost_noted(plan.output, step.name):
-                artifacts[step.name] = stage_function(step.config.verb)(step.config)
+    for step in plan.steps:
+        run = partial(_run_step, plan, step, stage_function)
+        together = isinstance(step.config, TrainingConfig) and not processes.main_process_first(
+            partial(_is_finished, plan, step)
+        )
+        artifacts[step.name] = run() if together else processes.main_process_first(run)
     return artifacts
+
+
+def _run_step(plan: Plan, step: Step, stage_function: StageFunction) -> Artifact:
+    label = f"[{plan.steps.index(step) + 1}/{len(plan.steps)}] {step.name}"
+    if _is_finished(plan, step):
+        console.note(f"{label}: unchanged, skipped")
+        output = step.config.output_path()
+        return Artifact(output, read_manifest(output))
+    console.note(f"{label}: yangtuo {step.config.verb}")
+    with _cost_noted(plan.output, step.name):
+        return stage_function(step.config.verb)(step.config)
+
+
+def _is_finished(plan: Plan, step: Step) -> bool:
+    """Whether the step's output stands there as it would be made now; raises `OutputError` for any other output."""
+    output = step.config.output_path()
+    manifest = read_manifest(output) if output.is_dir() else None
+    if manifest and manifest.step == step_fingerprint(step.config):
+        return True
+    if output.exists():
+        raise _stale(plan, step)
+    return False
 
 
 @contextmanager
@@ -135,7 +159,7 @@ def _cost_noted(output: Path, name: str) -> Iterator[None]:
     """Adds to `costs.json` beside the artifacts what a finished step took, of this process and its children."""
     started = time.monotonic()
     yield
-    if os.environ.get("RANK", "0") != "0":
+    if launcher.rank() > 0:
         return
     file = output / _COSTS
     costs = files.read_json(file) if file.is_file() else {}
@@ -197,7 +221,7 @@ def _step(name: str, values: dict[str, Any], directory: Path, variables: Mapping
     for key, value in values.items():
         if key not in known:
             raise ConfigError(
-                f"step {name}: unknown option {key!r}{_hint(key, known)}", expected=", ".join(sorted(known))
+                f"step {name}: unknown option {key!r}{other_tools.hint(key, known)}", expected=", ".join(sorted(known))
             )
         tokens += _tokens(key, _substitute(value, variables, f"step {name}, {key}"))
     try:

@@ -46,7 +46,7 @@ def dataset(pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def settings(model: Path, data: Path, output: Path, **changed) -> PretrainConfig:
-    values = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "dtype": "float32", "epochs": 0.5, "save_every": 5}
+    values = {"rank": 4, "alpha": 8, "learning_rate": 1e-2, "dtype": "float32", "epochs": 1.0, "save_every": 5}
     return PretrainConfig(model=str(model), data=str(data), output=output, **(values | changed))
 
 

@@ -13,12 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from yangtuo.config.expand import ExpandConfig
-from yangtuo.config.prepare import PrepareConfig
-from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
-from yangtuo.stages import expand, prepare, tokenizer_merge
 from yangtuo.training.metrics_log import read_metrics
-from yangtuo.vocab.learn import sentencepiece_pieces
 
 RUN = """
 import json, os, signal, sys, warnings
@@ -41,34 +36,6 @@ main()
 """
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs DeepSpeed, which is not installed")
-
-
-@pytest.fixture(scope="module")
-def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    directory = tmp_path_factory.mktemp("distributed")
-    for number in range(8):
-        lines = [f"The dog number {number * 10 + line} slept by door {line * 7 % 13}." for line in range(10)]
-        (directory / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
-    data = prepare.run(
-        PrepareConfig(
-            source=(f"en={directory}",),
-            tokenizer=str(pico_tokenizer),
-            output=directory / "data",
-            block_size=32,
-            held_out=0.2,
-        )
-    )
-    return {
-        "model": str(pico_model),
-        "data": str(data.path),
-        "rank": 4,
-        "alpha": 8,
-        "learning_rate": 3e-3,
-        "epochs": 0.5,
-        "batch_size": 4,
-        "save_every": 4,
-        "dtype": "float32",
-    }
 
 
 def launch(values: dict, output: Path, num_processes: int) -> subprocess.CompletedProcess[str]:
@@ -139,32 +106,6 @@ def test_a_sharded_run_that_was_killed_goes_on(values: dict, single, sharding: s
     assert "resuming after step 4" in resumed.stderr
     assert losses_of(output) == pytest.approx(losses, rel=2e-4)
     require_same_adapter(whole, output)
-
-
-@pytest.fixture(scope="module")
-def grown(values: dict, pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same run on a model grown by a few pieces: new rows alone learn, at rates by their size."""
-    directory = tmp_path_factory.mktemp("grown")
-    (directory / "text").mkdir()
-    for number in range(8):
-        lines = [f"小镇 door {line} 河 {number * line % 7} 小狗 slept." for line in range(10)]
-        (directory / f"text/{number}.txt").write_text("\n".join(lines), encoding="utf-8")
-    (directory / "pieces.model").write_bytes(sentencepiece_pieces(["小", "镇", "小镇", "河", "狗"]))
-    pieces = str(directory / "pieces.model")
-    tokenizer = tokenizer_merge.run(
-        TokenizerMergeConfig(base=str(pico_tokenizer), pieces=pieces, output=directory / "tokenizer")
-    )
-    model = expand.run(ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer.path), output=directory / "model"))
-    data = prepare.run(
-        PrepareConfig(
-            source=(f"zh={directory / 'text'}",),
-            tokenizer=str(model.path),
-            output=directory / "data",
-            block_size=32,
-            held_out=0.2,
-        )
-    )
-    return {**values, "model": str(model.path), "data": str(data.path)}
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import yaml
 import yangtuo
 from yangtuo import pipeline
 from yangtuo.config.export import ExportConfig
-from yangtuo.errors import ConfigError
+from yangtuo.config.pretrain import PretrainConfig
+from yangtuo.errors import ConfigError, raise_all
 from yangtuo.stages import export
-from yangtuo.training import processes, sharding
+from yangtuo.training import preflight, sharding
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TEXTS = Path(yangtuo.__file__).parent / "quickstart" / "texts"
@@ -77,11 +78,12 @@ def test_the_papers_settings_stand_in_its_recipe(monkeypatch: pytest.MonkeyPatch
     }
     assert {key: steps["pretrain"][key] for key in expected} == expected
     assert steps["prepare"]["block_size"] == 512
-    monkeypatch.setattr(processes, "count", lambda: 8)
-    monkeypatch.setattr(sharding, "find_spec", lambda _name: object())
-    settings = sharding.trainer_options("zero2")["deepspeed"]
-    assert settings["zero_optimization"]["stage"] == 2
-    assert settings["fp16"] == {"enabled": "auto"}
-    monkeypatch.setattr(sharding, "find_spec", lambda _name: None)
+    monkeypatch.setattr(preflight, "world_size", lambda: 8)
+    given = {**expected, "dtype": "bfloat16", "batch_size": steps["pretrain"]["batch_size"]}
+    options = vars(PretrainConfig(model="m", data="d", output=Path("o"), **given))
+    monkeypatch.setattr(preflight, "find_spec", lambda _name: object())
+    assert preflight.check(options) == []
+    assert sharding.trainer_options("zero2")["deepspeed"]["zero_optimization"]["stage"] == 2
+    monkeypatch.setattr(preflight, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"(?s)needs DeepSpeed.*pip install deepspeed"):
-        sharding.trainer_options("zero2")
+        raise_all(preflight.check(options))

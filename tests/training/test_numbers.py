@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from yangtuo.errors import TrainingError
-from yangtuo.training import base, loop
+from yangtuo.config.pretrain import PretrainConfig
+from yangtuo.errors import TrainingError, raise_all
+from yangtuo.training import base, loop, preflight
 from yangtuo.training.adapter import AdapterShape, attach
 from yangtuo.training.metrics_log import read_metrics
 
@@ -36,7 +37,7 @@ def train(path: Path, dtype: torch.dtype, directory: Path, **changed) -> list[di
 def test_float16_without_a_gpu_is_refused_in_words() -> None:
     """Accelerate would switch scaling off on a CPU, silently, and products of two formats would fail somewhere."""
     with pytest.raises(TrainingError, match="float16 needs a GPU"):
-        loop.compute_dtype("float16")
+        raise_all(preflight.check(vars(PretrainConfig(model="m", data="d", output=Path("o"), dtype="float16"))))
 
 
 @pytest.fixture
@@ -68,10 +69,10 @@ def test_float16_finds_its_scale_and_learns(
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
 
-def test_four_bits_without_bitsandbytes_are_refused_in_words(pico_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "find_spec", lambda _name: None)
+def test_four_bits_without_bitsandbytes_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "find_spec", lambda _name: None)
     with pytest.raises(TrainingError, match=r"(?s)need bitsandbytes.*pip install bitsandbytes"):
-        base.load_base(pico_model, torch.float32, quantized=True)
+        raise_all(preflight.check(vars(PretrainConfig(model="m", data="d", output=Path("o"), dtype="nf4"))))
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes, which is not installed")

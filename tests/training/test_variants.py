@@ -100,17 +100,19 @@ def test_pretraining_goes_on_from_an_earlier_adapter(pico_model: Path, dataset: 
         train(merged.path, dataset, tmp_path / "third", adapter=str(first.path))
 
 
-def test_tensorboard_shows_the_curves_of_the_metrics(pico_model: Path, dataset: Path, tmp_path: Path) -> None:
+def test_tensorboard_is_told_what_the_metrics_log_is(pico_model: Path, dataset: Path, tmp_path: Path) -> None:
     event_file = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
-    made = train(pico_model, dataset, tmp_path / "adapter", tensorboard=tmp_path / "board")
-    (path,) = (tmp_path / "board").iterdir()
+    made = train(pico_model, dataset, tmp_path / "adapter", report_to=("tensorboard",))
+    (path,) = (tmp_path / "adapter.tensorboard").iterdir()
     shown: dict[str, dict[int, float]] = {}
     for event in event_file.LegacyEventFileLoader(str(path)).Load():
         for value in event.summary.value:
             shown.setdefault(value.tag, {})[event.step] = value.simple_value
     rows = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     for name in ("loss", "grad_norm", "learning_rate"):
-        assert shown[name] == pytest.approx({row["step"]: row[name] for row in rows if name in row}, rel=1e-5)
+        assert shown[f"train/{name}"] == pytest.approx(
+            {row["step"]: row[name] for row in rows if name in row}, rel=1e-5
+        )
     measured = {row["step"]: row["bits_per_byte"]["en"] for row in rows if "bits_per_byte" in row}
-    assert shown["bits_per_byte/en"] == pytest.approx(measured, rel=1e-5)
+    assert shown["train/bits_per_byte/en"] == pytest.approx(measured, rel=1e-5)
     assert len(measured) == 2

@@ -1,11 +1,11 @@
 """The options of `yangtuo pretrain`."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import InputPath, Share
+from yangtuo.config.options import HOW, InputPath, Share
 from yangtuo.config.training import TrainingConfig
 
 
@@ -23,3 +23,5 @@ class PretrainConfig(TrainingConfig):
     """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
     rows_first: Share = 0.0
     """Share of the steps, at the beginning, in which embedding and head learn alone."""
+    dry_run: Annotated[bool, HOW] = False
+    """Write nothing: show samples of the blocks as the model sees them, and the plan."""

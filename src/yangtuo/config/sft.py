@@ -1,11 +1,11 @@
 """The options of `yangtuo sft`."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, DataPaths, InputPath, Positive, PositiveFloat
+from yangtuo.config.options import HOW, DataPaths, InputPath, Positive, PositiveFloat, Share
 from yangtuo.config.training import TrainingConfig
 
 
@@ -20,17 +20,26 @@ class SftConfig(TrainingConfig):
     verb: ClassVar[str] = "sft"
     following: ClassVar[str] = "yangtuo merge --base {model} --adapter {output} --output {output}-merged"
     data: DataPaths
-    """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, instruct/query/answer,
-    PromptCBLUE, ShareGPT or messages; a weight of 0.5 takes half of the usable rows, 2 takes them twice; repeatable."""
-    template: str = "alpaca"
-    """How prompts are written: alpaca, alpaca-2, chatml, llama-3, or model for the model's own."""
+    """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, Dolly, prompt/completion,
+    question/answer, PromptCBLUE, ShareGPT or messages, with tools too; a weight of 0.5 takes half of the usable rows,
+    2 takes them twice; repeatable."""
+    columns: str | None = None
+    """For rows of any other shape: question=COLUMN,answer=COLUMN, and system=, input=, history= where there are any."""
+    template: str | None = None
+    """How prompts are written: alpaca, alpaca-2, chatml, llama-3, chatglm, chatglm-rounds, or model for the model's
+    own. When not given, the model's own where it has one, else alpaca."""
     max_length: Positive = 512
-    """Tokens in a block; longer conversations are cut, never the end of an answer."""
+    """Tokens in a block, and the most of a conversation."""
+    too_long: Literal["cut", "drop"] = "cut"
+    """What becomes of longer conversations: cut at the end, where the answer then has no EOS, or dropped."""
+    held_out: Share | None = None
+    """Share of the conversations whose answers are measured and not learned. When not given, 2 % of a thousand or
+    more."""
     replay: InputPath | None = None
     """A dataset that `yangtuo prepare` wrote with --max-length as its block size, as PATH[:WEIGHT]: so many blocks of
     text are read with each block of conversations, one if not given, and its held-out documents are measured."""
     learning_rate: PositiveFloat = 1e-4
-    """Peak learning rate, after 3 % of warm-up."""
+    """Peak learning rate, after the warm-up."""
     epochs: PositiveFloat = 3.0
     """Passes over the conversations."""
     dry_run: Annotated[bool, HOW] = False

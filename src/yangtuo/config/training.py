@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, StageConfig, Words
+from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, Share, StageConfig, Words
 
 
 @Parameter(name="*")
@@ -30,14 +30,18 @@ class TrainingConfig(StageConfig):
     variant: Literal["lora", "rslora", "dora"] = "lora"
     """How LoRA's update is scaled and split: plain, rank-stabilised, or weight-decomposed."""
     learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate, after 3 % of warm-up."""
+    """Peak learning rate, after the warm-up."""
     embedding_learning_rate: PositiveFloat | None = None
     """Peak learning rate of embedding and head. When not given: for rows as expand placed them 15 % (head 4 %) of the
     matrix's deviation, for new rows trained before 2.5 times the rest, for all rows the same as the rest."""
-    schedule: Annotated[Literal["linear", "cosine"], HOW] = "linear"
+    schedule: Literal["linear", "cosine"] = "linear"
     """How learning rates decay to zero after the warm-up."""
+    warmup: Share = 0.03
+    """Share of the steps in which learning rates rise to their peak."""
     epochs: PositiveFloat = 1.0
     """Passes over the data."""
+    max_steps: Positive | None = None
+    """Optimizer steps in all, whatever the passes."""
     batch_size: Positive = 8
     """Blocks in an optimizer step, over all processes: the result does not depend on how many there are."""
     micro_batch: Annotated[Positive | None, HOW] = None
@@ -50,17 +54,27 @@ class TrainingConfig(StageConfig):
     sharding: Annotated[Literal["none", "zero2", "zero3", "fsdp2"], HOW] = "none"
     """Under torchrun or accelerate: what the processes share; none is plain data parallelism."""
     bound: Words = ()
-    """NAME=SHARE: stop where held-out bits per byte of source NAME are worse than before by more than SHARE, such as
-    en=0.05; repeatable."""
+    """NAME=SHARE: end where held-out bits per byte of source NAME are worse than before by more than SHARE, such as
+    en=0.05, and keep the best adapter that was not; repeatable."""
     keep: Literal["last", "best"] = "last"
     """Which adapter is kept: that of the last step, or of the best held-out measurement."""
+    patience: Positive | None = None
+    """End after so many held-out measurements in a row that are no better than the best."""
     save_every: Positive = 500
-    """Optimizer steps between checkpoints, and between held-out measurements."""
+    """Optimizer steps between checkpoints."""
+    eval_every: Positive | None = None
+    """Optimizer steps between held-out measurements; as many as between checkpoints when not given."""
     seed: int = 0
     """Seed of initialisation and of the order of blocks."""
-    tensorboard: Annotated[Path | None, HOW] = None
-    """A directory for TensorBoard's curves, outside the output."""
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "swanlab"], ...], HOW, Parameter(negative="")] = ()
+    """Trackers that are told loss, rates and measurements, beside metrics.jsonl; TensorBoard's files go to
+    OUTPUT.tensorboard; repeatable."""
+    trainer: Words = ()
+    """KEY=VALUE for a field of HF's TrainingArguments, such as weight_decay=0.1 or optim=adafactor; repeatable."""
+    lora: Words = ()
+    """KEY=VALUE for a field of PEFT's LoraConfig, such as lora_dropout=0.05 or
+    target_modules=["q_proj","v_proj"]; repeatable."""
 
     def written_paths(self) -> tuple[Path, ...]:
         """TensorBoard's directory."""
-        return (self.tensorboard,) if self.tensorboard else ()
+        return (self.output.with_name(f"{self.output.name}.tensorboard"),) if "tensorboard" in self.report_to else ()

@@ -16,7 +16,6 @@ from typing import IO, Literal
 
 from yangtuo import console
 from yangtuo.data import records
-from yangtuo.data.conversations import SHAPES, UnusableError
 from yangtuo.data.records import (
     RECORD_SUFFIXES,
     TEXT_SUFFIXES,
@@ -30,6 +29,7 @@ from yangtuo.data.records import (
     read_records,
     suffix,
 )
+from yangtuo.data.shapes import SHAPES, UnusableError
 from yangtuo.errors import DataError
 
 Division = Literal["file", "paragraph", "line"]
@@ -102,7 +102,7 @@ def record_text(record: Record) -> str:
     for shape in SHAPES:
         if all(key in record.values for key in shape.keys):
             try:
-                return "\n".join(message.content for message in shape.read(record.values))
+                return "\n".join(message.content for message in shape.read(record.values).messages)
             except UnusableError:
                 return ""
     raise DataError(

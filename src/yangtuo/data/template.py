@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from yangtuo.vocab.encoding import Encoder
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 _ALPACA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
@@ -37,7 +37,7 @@ _ALPACA = (
     "Write a response that appropriately completes the request.' %}{% endif %}{{ system }}"
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '\\n\\n### Instruction:\\n' + message['content'] | trim + '\\n\\n### Response: ' }}"
-    "{% else %}{{ message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+    "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 _ALPACA_2 = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
@@ -46,7 +46,7 @@ _ALPACA_2 = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' }}{% if loop.first %}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{% endif %}"
     "{{ message['content'] | trim + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim"
@@ -89,6 +89,7 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "llama-3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     **dict.fromkeys(("chatglm", "chatglm-rounds"), ("[gMASK]", "<sop>", "<eop>")),
 }
+_DEFAULT = "alpaca"
 TEMPLATES = (*_KNOWN, "model")
 """The names that `get_template` knows."""
 
@@ -103,6 +104,14 @@ class Message:
 
     role: Role
     content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What else templates read: `tool_calls`, `reasoning_content`, `name`, `tool_call_id`."""
+    learned: bool = True
+    """Whether an answer counts in the loss."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as a chat template takes it."""
+        return {"role": self.role, "content": self.content, **self.extra}
 
 
 @dataclass(frozen=True)
@@ -129,25 +138,29 @@ class Template:
         """The text of `chat_template.jinja`."""
         return self.jinja
 
-    def encode_prompt(self, encoder: Encoder, messages: Sequence[Message]) -> list[int]:
+    def encode_prompt(self, encoder: Encoder, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """Ids up to where the assistant answers, with BOS where the template has one."""
-        return [token for tokens in _encode(encoder, self._runs(encoder, messages, True)) for token in tokens]
+        return [token for tokens in _encode(encoder, self._runs(encoder, messages, True, tools)) for token in tokens]
 
-    def encode_conversation(self, encoder: Encoder, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    def encode_conversation(
+        self, encoder: Encoder, messages: Sequence[Message], tools: Sequence[Any] = ()
+    ) -> tuple[list[int], list[bool]]:
         """Ids of a conversation that ends with an answer, and which of them are learned: answers and their EOS.
 
         What stands before the last answer is exactly `encode_prompt` of the messages before it; where the template
         puts no stop token behind an answer, EOS is put there.
         """
         assert messages and messages[-1].role == "assistant", "a conversation to learn from ends with an answer"
-        prompt = self._runs(encoder, messages[:-1], True)
+        self._require_written(encoder, messages, tools)
+        prompt = self._runs(encoder, messages[:-1], True, tools)
         tokens = _encode(encoder, prompt)
         learned = [[False] * len(part) for part in tokens]
         stops = set(self.stop_ids(encoder))
         for index, message in enumerate(messages[:-1]):
-            if message.role == "assistant":
-                self._learn_earlier(encoder, (prompt, self._runs(encoder, messages[:index], True)), learned, stops)
-        answer = _rest(prompt, self._runs(encoder, messages, False))
+            if message.role == "assistant" and message.learned:
+                before = self._runs(encoder, messages[:index], True, tools)
+                self._learn_earlier(encoder, (prompt, before), learned, stops)
+        answer = _rest(prompt, self._runs(encoder, messages, False, tools))
         if answer is None:
             raise DataError(
                 f"the template {self.name} does not write the answer behind the prompt that asks for it",
@@ -162,7 +175,7 @@ class Template:
         behind = _encode(encoder, answer, continues=bool(prompt) and prompt[-1].control is None)
         ids = [token for part in tokens + behind for token in part]
         num_learned = sum(len(part) for part in behind[: stop + 1])
-        mask = [flag for part in learned for flag in part] + [True] * num_learned
+        mask = [flag for part in learned for flag in part] + [messages[-1].learned] * num_learned
         return ids, mask + [False] * (len(ids) - len(mask))
 
     def stop_ids(self, encoder: Encoder) -> list[int]:
@@ -187,21 +200,40 @@ class Template:
                 return
             number += 1
 
-    def _runs(self, encoder: Encoder, messages: Sequence[Message], answering: bool) -> list[_Run]:
+    def _require_written(self, encoder: Encoder, messages: Sequence[Message], tools: Sequence[Any]) -> None:
+        """Raises `DataError` for tools that the template would pass over, or write as somebody's words."""
+        missing = "descriptions of tools" if tools and "tools" not in self.jinja else ""
+        if any("tool_calls" in message.extra for message in messages) and "tool_calls" not in self.jinja:
+            missing = "calls of tools"
+        if any(message.role == "tool" for message in messages) and "tool" not in self.jinja:
+            controls = find_controls(encoder)
+            if "tool" not in _render(self.jinja, ("user", "assistant", "tool"), True, controls.bos, controls.eos):
+                missing = "results of tools"
+        if missing:
+            raise DataError(f"{missing}, which the template {self.name} does not write")
+
+    def _runs(
+        self, encoder: Encoder, messages: Sequence[Message], answering: bool, tools: Sequence[Any] = ()
+    ) -> list[_Run]:
         controls = find_controls(encoder)
-        roles = tuple(message.role for message in messages)
-        rendered = _render(self.jinja, roles, answering, controls.bos, controls.eos)
-        runs = _split(rendered, dict(enumerate(message.content for message in messages)), controls)
-        if self.name in _KNOWN:
-            return runs
-        # A model's own template may look into messages: cut a "</think>" off, say. Then it has to see them.
-        shown = _render_text(self.jinja, messages, answering, controls.bos, controls.eos)
-        if shown == "".join(run.text for run in runs):
-            return runs
-        hidden = [Message(message.role, controls.hide(message.content)) for message in messages]
-        veiled = [Message(message.role, controls.veil(message.content)) for message in hidden]
+        turns: list[Any] = [message.to_dict() for message in messages]
+        if not tools and not any(message.extra for message in messages):
+            roles = tuple(message.role for message in messages)
+            rendered = _render(self.jinja, roles, answering, controls.bos, controls.eos)
+            runs = _split(rendered, dict(enumerate(message.content for message in messages)), controls)
+            if self.name in _KNOWN:
+                return runs
+            # A model's own template may look into messages: cut a "</think>" off, say. Then it has to see them.
+            shown = _render_text(self.jinja, turns, answering, controls.bos, controls.eos)
+            if shown == "".join(run.text for run in runs):
+                return runs
+        hidden = _each_text([turns, list(tools)], controls.hide)
+        veiled = _each_text(hidden, controls.veil)
+        for turn, plain in zip(veiled[0], turns, strict=True):
+            turn["role"] = plain["role"]
         rendered, safe = (
-            _render_text(self.jinja, shown, answering, controls.bos, controls.eos) for shown in (hidden, veiled)
+            _render_text(self.jinja, shown[0], answering, controls.bos, controls.eos, shown[1])
+            for shown in (hidden, veiled)
         )
         runs = _split(rendered, dict(enumerate(controls.hidden)), controls, hidden=True)
         safe_runs = [
@@ -238,13 +270,25 @@ class Template:
 @lru_cache(maxsize=1024)
 def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
     """The conversation with a mark for each message; the marks' spaces show whether the template trims."""
-    marks = [Message(role, f"{_SPACE}{MARK_BEGIN}{at}{MARK_END}{_SPACE}") for at, role in enumerate(roles)]
+    marks = [{"role": role, "content": f"{_SPACE}{MARK_BEGIN}{at}{MARK_END}{_SPACE}"} for at, role in enumerate(roles)]
     return _render_text(jinja, marks, answering, bos, eos)
 
 
-def _render_text(jinja: str, messages: Sequence[Message], answering: bool, bos: str, eos: str) -> str:
-    turns = [vars(message) for message in messages]
-    return render(_compile(jinja), messages=turns, add_generation_prompt=answering, bos_token=bos, eos_token=eos)
+def _render_text(
+    jinja: str, turns: Sequence[Mapping[str, Any]], answering: bool, bos: str, eos: str, tools: Sequence[Any] = ()
+) -> str:
+    """The text of a conversation, written with the variables that transformers gives to chat templates."""
+    given = {"messages": turns, "tools": list(tools) or None, "documents": None, "add_generation_prompt": answering}
+    return render(_compile(jinja), **given, bos_token=bos, eos_token=eos)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of lists and mappings in which every text is changed; the keys of mappings stay."""
+    if isinstance(value, Mapping):
+        return {key: _each_text(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_each_text(inner, change) for inner in value]
+    return change(value) if isinstance(value, str) else value
 
 
 @lru_cache(maxsize=32)
@@ -306,28 +350,31 @@ def _common(left: list[int], right: list[int]) -> int:
     return next((n for n, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def get_template(name: str, model_directory: Path | None) -> Template:
+def get_template(name: str | None, model_directory: Path | None) -> Template:
     """The template called `name`, one of `TEMPLATES`; `model` is the one that lies in `model_directory`.
 
-    Raises `ConfigError` for an unknown name and `FileError` where the model brings no template.
+    Without a name it is the model's own, or alpaca where it has none. Raises `ConfigError` for an unknown name and
+    `FileError` where the model brings no template.
     """
-    if name in _KNOWN:
+    if name is not None and name in _KNOWN:
         return Template(name, _KNOWN[name])
-    if name != "model":
+    if name is not None and name != "model":
         near = get_close_matches(name, TEMPLATES, 1)
         raise ConfigError(
             f"there is no template {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
             expected="one of " + ", ".join(TEMPLATES),
         )
     jinja = own_template(model_directory) if model_directory else None
-    if jinja is None:
-        raise FileError(
-            f"the model {model_directory} brings no chat template",
-            found="no chat_template.jinja, and no chat_template in tokenizer_config.json",
-            expected="one of the named templates: " + ", ".join(_KNOWN),
-            run="the same command with --template alpaca",
-        )
-    return Template("model", jinja)
+    if jinja is not None:
+        return Template("model", jinja)
+    if name is None:
+        return Template(_DEFAULT, _KNOWN[_DEFAULT])
+    raise FileError(
+        f"the model {model_directory} brings no chat template",
+        found="no chat_template.jinja, and no chat_template in tokenizer_config.json",
+        expected="one of the named templates: " + ", ".join(_KNOWN),
+        run="the same command with --template alpaca",
+    )
 
 
 def own_template(directory: Path) -> str | None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yangtuo.data.conversations import UnusableError, recognise
 from yangtuo.data.records import RECORD_SUFFIXES, Record, list_files, read_records
+from yangtuo.data.shapes import UnusableError, recognise
 from yangtuo.data.template import Message
 from yangtuo.errors import DataError
 
@@ -40,7 +40,7 @@ class Sample:
     def messages(self) -> list[Message]:
         """What to ask: the conversation up to the answer. Raises `DataError` where the row has no question."""
         try:
-            return recognise(self.record).read(self.record.values)[:-1]
+            return recognise(self.record).read(self.record.values).messages[:-1]
         except UnusableError as error:
             raise DataError(f"{self.record.place} cannot be asked", found=str(error)) from error
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.data.conversations import UnusableError, recognise
 from yangtuo.data.records import RECORD_SUFFIXES, TEXT_SUFFIXES, Record, list_files, open_text, read_records, suffix
+from yangtuo.data.shapes import UnusableError, recognise
 from yangtuo.data.template import Message
 from yangtuo.errors import DataError, OutputError
 from yangtuo.files import parse_json
@@ -77,7 +77,7 @@ def _messages(record: Record) -> list[Message]:
         if key is None and "messages" not in values and "conversations" not in values and prompts:
             messages = [Message("user", prompts[0])]
         else:
-            messages = recognise(Record(values, record.place)).read(values)
+            messages = recognise(Record(values, record.place)).read(values).messages
     except UnusableError as error:
         raise DataError(f"{record.place} cannot be asked", found=str(error)) from error
     while messages and messages[-1].role == "assistant":

@@ -5,20 +5,33 @@ Reads like its summary: open model and dataset, see that they belong together, a
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from peft import PeftModel
+
 from yangtuo import console
 from yangtuo.artifacts.draft import refuse_existing, refuse_other_work
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.data import blocks
+from yangtuo.data.preview import DryRun, take_samples
 from yangtuo.errors import raise_all
-from yangtuo.training import base, loop, processes
-from yangtuo.vocab.encoding import load_encoder
+from yangtuo.training import base, guards, loop, preflight, processes
+from yangtuo.training.plan import plan_run
+from yangtuo.training.settings import Settings
+from yangtuo.vocab.encoding import Encoder, load_encoder
+
+_NUM_SAMPLES = 2
 
 
-def run(config: PretrainConfig) -> Artifact:
-    """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint."""
+def run(config: PretrainConfig) -> Artifact | DryRun:
+    """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint.
+
+    A dry run writes nothing, and returns samples of the blocks and the plan.
+    """
     processes.start()
     refuse_existing(config.output)
+    raise_all(preflight.check(vars(config)))
     refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     data = open_artifact(config.data, Kind.DATASET)
@@ -26,15 +39,29 @@ def run(config: PretrainConfig) -> Artifact:
     encoder = load_encoder(model.path)
     refused = base.check_running_text(model, "pre-training")
     raise_all(refused or [*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
+    dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
+    guards.require_measured(guards.parse_bounds(config.bound), [source.name for source in apart])
+    if config.dry_run:
+        return _dry_run(config, base.meta_model(model, earlier, base.end_ids(encoder), vars(config)), dataset, encoder)
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER, parents) as made:
         made.scratch |= loop.SCRATCH
         adapted = base.load_adapted(model, earlier, base.end_ids(encoder), vars(config))
         settings = base.settings(model, earlier, vars(config))
-        dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         processes.main_process_first(lambda: base.finish_adapter(made.path, model.path))
         made.describe(tokenizer=encoder.fingerprint, vocabulary_size=encoder.vocabulary_size, details=outcome.details())
     for name, before in outcome.bits_per_byte_before.items():
         console.note(f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out")
     return made.artifact
+
+
+def _dry_run(config: PretrainConfig, adapted: PeftModel, dataset: blocks.BlockDataset, encoder: Encoder) -> DryRun:
+    settings = Settings.among({**vars(config), "trainer": {}})
+    made = plan_run(adapted, settings, len(dataset), dataset.block_size)
+    plan = asdict(made) | {"blocks": len(dataset)}
+    if config.dtype == "nf4":
+        del plan["weights"]  # those of a meta model are not in 4 bits
+    for line in made.lines():
+        console.note(line)
+    return DryRun({"plan": plan}, take_samples(dataset, encoder, _NUM_SAMPLES))

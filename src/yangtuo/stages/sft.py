@@ -21,14 +21,17 @@ from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.options import split_source
 from yangtuo.config.sft import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
-from yangtuo.data.conversations import account_lines, build_blocks
+from yangtuo.data.conversations import HELD_OUT, Building, account_lines, build_blocks
 from yangtuo.data.preview import DryRun, take_samples
+from yangtuo.data.shapes import read_columns
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.hub import locate
-from yangtuo.training import base, loop, processes
+from yangtuo.training import base, loop, preflight, processes
+from yangtuo.training.held_out import Blocks
 from yangtuo.training.order import Replayed
-from yangtuo.training.plan import make_plan
+from yangtuo.training.plan import plan_run
+from yangtuo.training.settings import Settings
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _BLOCKS = "blocks"
@@ -43,11 +46,14 @@ def run(config: SftConfig) -> Artifact | DryRun:
     """
     processes.start()
     refuse_existing(config.output)
+    raise_all(preflight.check(vars(config)))
     refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
+    read_columns(config.columns)
     template = get_template(config.template, model.path)
+    console.note(f"template: {template.name}" + ("" if config.template else ", as none was given"))
     require_template(template, encoder)
     replayed = split_source(config.replay) if config.replay else None
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
@@ -66,7 +72,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
         if replay and replayed:
             dataset = Replayed(dataset, BlockDataset(replay.path), replayed.weight, config.seed)
         adapted = base.load_adapted(model, earlier, template.stop_ids(encoder), vars(config))
-        apart = held_out(replay.path) if replay else []
+        apart = _held_out(made.path, account, replay)
         settings = base.settings(model, earlier, vars(config))
         outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
@@ -105,17 +111,8 @@ def _dry_run(
         blocks = BlockDataset(directory)
         samples = take_samples(blocks, encoder, _NUM_SAMPLES)
     num_replayed = round(len(blocks) * split_source(config.replay or "").weight) if replay else 0
-    settings = loop.Settings.among(vars(config))
-    num_steps = settings.num_steps(len(blocks) + num_replayed)
-    made = make_plan(
-        adapted,
-        adapted.config,
-        num_steps,
-        num_steps * settings.batch_size * config.max_length,
-        settings.blocks_a_pass() * config.max_length,
-        block_size=config.max_length,
-        layers_again=settings.gradient_checkpointing,
-    )
+    settings = Settings.among({**vars(config), "trainer": {}})
+    made = plan_run(adapted, settings, len(blocks) + num_replayed, config.max_length)
     plan = asdict(made) | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}
     if config.dtype == "nf4":
         del plan["weights"]  # those of a meta model are not in 4 bits
@@ -143,4 +140,20 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
 
 def _build(config: SftConfig, directory: Path, template: Template, encoder: Encoder) -> dict[str, Any]:
     sources = [(locate(source.path, is_data=True), source.weight) for source in map(split_source, config.data)]
-    return build_blocks(directory, sources, template, encoder, config.max_length, config.seed)
+    how = Building(
+        max_length=config.max_length,
+        too_long=config.too_long,
+        columns=read_columns(config.columns),
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+    return build_blocks(directory, sources, template, encoder, how)
+
+
+def _held_out(directory: Path, account: dict[str, Any], replay: Artifact | None) -> list[Any]:
+    """What is measured while training runs: the answers of conversations kept apart, and the replay's documents."""
+    sources: list[Any] = list(held_out(replay.path)) if replay else []
+    if account["held_out"]:
+        blocks = BlockDataset(directory / _BLOCKS / HELD_OUT)
+        sources.append(Blocks("conversations", blocks, account["held_out_bytes"]))
+    return sources

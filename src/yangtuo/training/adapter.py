@@ -7,9 +7,9 @@ This module does not depend on data, on steps, or on where the model came from.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ class AdapterShape:
     embeddings: EmbeddingRows = "full"
     new_rows: Sequence[int] = ()
     variant: Variant = "lora"
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of `LoraConfig`, see `libraries`."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,6 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=shape.alpha,  # PEFT only ever divides by it
-        target_modules=linear_layers(model),
         modules_to_save=[name for name in (embedding, head) if name] if shape.embeddings == "full" else None,
         trainable_token_indices=rows,
         ensure_weight_tying=tied and shape.embeddings == "full",
@@ -94,6 +95,7 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
         use_dora=shape.variant == "dora",
         task_type="CAUSAL_LM",
         bias="none",
+        **{"target_modules": linear_layers(model), **shape.further},
     )
     with quiet_peft():
         adapted = get_peft_model(model, config)

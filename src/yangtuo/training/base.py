@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft import PeftModel
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts.manifest import Artifact
-from yangtuo.errors import LineageError, TrainingError, UserError, WeightsError
-from yangtuo.training import adapter, attention, loop
+from yangtuo.errors import LineageError, UserError, WeightsError
+from yangtuo.training import adapter, attention, libraries, processes
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.training.probe import choose_attention
+from yangtuo.training.settings import Settings, compute_dtype
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 from yangtuo.weights import loading
@@ -33,7 +35,9 @@ def load_adapted(
 ) -> PeftModel:
     """The model with the adapter that is to be trained: a new one of the shape in `options`, or the `earlier` one."""
     torch.manual_seed(options["seed"])
-    loaded = load_base(model.path, loop.compute_dtype(options["dtype"]), quantized=options["dtype"] == "nf4")
+    spread = options["sharding"] in ("zero3", "fsdp2") and processes.rank() > 0
+    dtype = compute_dtype(options["dtype"])
+    loaded = empty_base(model.path, dtype) if spread else load_base(model.path, dtype, options["dtype"] == "nf4")
     if earlier is not None:
         return adapter.continue_from(loaded, earlier.path)
     return adapter.attach(loaded, _shape(model, stop_ids, options))
@@ -46,7 +50,7 @@ def meta_model(
     with torch.device("meta"):
         with torch.device("cpu"):  # an architecture that does not train right is refused before anything is read
             choose_attention(loading.load_config(model.path))
-        empty = loading.empty_model(model.path, dtype=loop.compute_dtype(options["dtype"]))
+        empty = loading.empty_model(model.path, dtype=compute_dtype(options["dtype"]))
         if earlier is None:
             return adapter.attach(empty, _shape(model, stop_ids, options))
         shape = loading.load_adapter_config(earlier.path)
@@ -64,7 +68,9 @@ def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any])
     rows = new_rows(model, stop_ids)
     embeddings: adapter.EmbeddingRows = options["embeddings"] or ("new" if rows else _whole_or_frozen(model))
     shape = {name: options[name] for name in ("rank", "alpha", "variant")}
-    return adapter.AdapterShape(embeddings=embeddings, new_rows=rows, **shape)
+    return adapter.AdapterShape(
+        embeddings=embeddings, new_rows=rows, further=libraries.read_lora(options["lora"]), **shape
+    )
 
 
 def _whole_or_frozen(model: Artifact) -> adapter.EmbeddingRows:
@@ -73,39 +79,47 @@ def _whole_or_frozen(model: Artifact) -> adapter.EmbeddingRows:
     return "frozen" if shape.tied and not shape.embedding.endswith(adapter.TIED_BY_PEFT) else "full"
 
 
-def load_base(path: Path, dtype: torch.dtype, *, quantized: bool = False) -> PreTrainedModel:
+def load_base(path: Path, dtype: torch.dtype, quantized: bool = False) -> PreTrainedModel:
     """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices.
 
-    `quantized` stores the linear layers in 4 bits (NF4, twice quantized, as in QLoRA); raises `TrainingError` where
-    that is not possible here.
+    `quantized` stores the linear layers in 4 bits (NF4, twice quantized, as in QLoRA).
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {"attn_implementation": choose_attention(loading.load_config(path))}
     if quantized:
         options |= {
-            "quantization_config": _four_bits(dtype),
+            "quantization_config": BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            ),
             "device_map": {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         }
-    model = loading.load_model(path, dtype=dtype, **options)
+    return _for_training(loading.load_model(path, dtype=dtype, **options))
+
+
+def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model with tensors that nothing was read into, whose memory is not touched.
+
+    Where weights are shared among processes, the main one reads them and all others receive their part from it: they
+    would otherwise each hold the whole model until it is shared.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = loading.empty_model(path, dtype=dtype)
+    model.set_attn_implementation(choose_attention(loading.load_config(path)))
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
+    model.tie_weights()
+    return _for_training(model)
+
+
+def _for_training(model: Any) -> PreTrainedModel:
+    assert isinstance(model, PreTrainedModel)
     attention.keep_documents_apart(model)
     use_sliced_loss(model)
     return model
-
-
-def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
-    if find_spec("bitsandbytes") is None:
-        raise TrainingError(
-            "weights in 4 bits need bitsandbytes",
-            found="no such package",
-            expected="another --dtype, or the package",
-            run="pip install bitsandbytes",
-        )
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
@@ -127,9 +141,11 @@ def has_fresh_rows(model: Artifact, earlier: Artifact | None) -> bool:
     return earlier is None and model.manifest is not None and model.manifest.stage == "expand"
 
 
-def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, Any]) -> loop.Settings:
+def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, Any]) -> Settings:
     """The loop's settings among the `options` of a verb, and what the model's own history says about them."""
-    return loop.Settings.among({**options, "fresh_rows": has_fresh_rows(model, earlier)})
+    output, trainer = Path(options["output"]), libraries.read_trainer(options["trainer"])
+    further = {"board": output.with_name(f"{output.name}.tensorboard"), "trainer": trainer}
+    return Settings.among({**options, "fresh_rows": has_fresh_rows(model, earlier), **further})
 
 
 def end_ids(encoder: Encoder) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from peft import PeftModel
 from transformers import TrainerCallback
 
 from yangtuo import console
-from yangtuo.errors import TrainingError
 from yangtuo.training import checkpoints, guards, processes
 from yangtuo.training.metrics_log import MetricsLog
 
@@ -35,15 +34,30 @@ class Run:
     model: PeftModel
     metrics: MetricsLog
     measure: Callable[[], dict[str, float]]
+    report: Callable[[dict[str, float]], None]
+    """Tells the trackers of `report_to`."""
     batch_name: Callable[[int], str]
     """Which blocks an optimizer step was made of, in words."""
     save_adapter: Callable[[Path], None]
     directory: Path
     num_steps: int
+    eval_every: int
+    patience: int | None
     tokens_a_step: int
     bounds: dict[str, float]
     finite: guards.Finite
     rows_first_steps: int
+
+    @property
+    def among(self) -> str:
+        """Which measurements may be kept, in words."""
+        return "that keeps the bound" if self.bounds else "of those measured"
+
+    def best(self, measured: Sequence[tuple[int, dict[str, float]]]) -> tuple[int, dict[str, float]]:
+        """The best measurement that keeps the bounds; that before training counts only where bounds leave no other."""
+        before = measured[0][1]
+        kept = [item for item in measured[1:] if guards.forgotten(self.bounds, before, item[1]) is None]
+        return min(kept, key=lambda item: mean(item[1])) if kept else measured[0]
 
 
 class ProgressCallback(TrainerCallback):
@@ -57,12 +71,21 @@ class ProgressCallback(TrainerCallback):
         self._movement: guards.Movement | None = None
         self._started = self._last = time.monotonic()
         self.terminated = False
-        measured = run.metrics.series("bits_per_byte")
-        self._best = min((_mean(value) for _, value in measured[1:]), default=float("inf"))
+        self.bound_is_broken = False
+        self.ended: str | None = None
+        """Why training ends before its last step, in words."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
-        # Only now do the parameters stand as they will be trained: FSDP2 has put its own in their place.
+        # Only now do model and parameters stand as they will be trained: sharded, on their device, in their dtype.
         self._movement = guards.Movement(values.get("model") or self._run.model, self._run.rows_first_steps)
+        if state.global_step == 0 and (before := self._run.measure()):
+            self._write_measures(0, before)
+            if self._run.bounds:
+                self._keep_best()  # nothing learned keeps every bound, until something better does
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
+        assert self._movement is not None
+        self._movement.see_gradients()
 
     def on_log(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         logs = values.get("logs") or {}
@@ -78,7 +101,7 @@ class ProgressCallback(TrainerCallback):
         self._last = now
         self._bar.advance(1, f"training: loss {logs['loss']:.3f}, {speed:,.0f} tokens/s")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         step = state.global_step
         if self._first_step is None:
             self._first_step, self._started = step, time.monotonic()
@@ -92,10 +115,17 @@ class ProgressCallback(TrainerCallback):
             a_step = max(time.monotonic() - self._started, 1e-9) / done
             left = _duration(a_step * (self._run.num_steps - step))
             console.note(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
-        if step % int(args.save_steps) == 0 or step == self._run.num_steps:
+        if step % self._run.eval_every == 0 or step == self._run.num_steps:
             self._take_measures(step)
+            control.should_training_stop |= self.ended is not None
         if processes.any_rank([self.terminated])[0]:
             self.terminated = control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
+        assert self._movement is not None
+        if not self.terminated:
+            for line in self._movement.unused():
+                console.warn(line)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -114,24 +144,31 @@ class ProgressCallback(TrainerCallback):
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def _write_measures(self, step: int, now: dict[str, float]) -> None:
+        self._run.metrics.write(step, {"bits_per_byte": now})
+        self._run.report({f"bits_per_byte/{name}": value for name, value in now.items()})
+
     def _take_measures(self, step: int) -> None:
         now = self._run.measure()
         if not now:
             return
-        self._run.metrics.write(step, {"bits_per_byte": now})
-        before = self._run.metrics.series("bits_per_byte")[0][1]
-        name = guards.forgotten(self._run.bounds, before, now)
+        self._write_measures(step, now)
+        measured = self._run.metrics.series("bits_per_byte")
+        name = guards.forgotten(self._run.bounds, measured[0][1], now)
+        best_step = self._run.best(measured)[0]
         if name is not None:
-            raise TrainingError(
-                f"{name} is being forgotten: the bound on it is broken at step {step}",
-                found=f"{now[name]:.4f} bits per byte, {before[name]:.4f} before training",
-                expected=f"at most {self._run.bounds[name]:.1%} worse; checkpoints written before are kept",
-                run=f"yangtuo prepare with more of {name}, or the same command with a smaller --learning-rate",
+            self.bound_is_broken = True
+            self.ended = (
+                f"training ends at step {step}: the bound on {name} is broken, {now[name]:.4f} bits per byte after "
+                f"{measured[0][1][name]:.4f} before, more than {self._run.bounds[name]:.1%} worse"
             )
-        if _mean(now) < self._best and self._run.num_steps > step:
-            self._best = _mean(now)
+        elif self._run.patience is not None and len(measured) - 1 - _place(measured, best_step) >= self._run.patience:
+            self.ended = (
+                f"training ends at step {step}: no better than step {best_step} in {self._run.patience} measurements"
+            )
+        if best_step == step and self._run.num_steps > step:
             self._keep_best()
-        elif _mean(now) < self._best and processes.rank() == 0:
+        elif best_step == step and processes.rank() == 0:
             shutil.rmtree(self._run.directory / BEST, ignore_errors=True)  # the last is the best
 
     def _keep_best(self) -> None:
@@ -142,8 +179,13 @@ class ProgressCallback(TrainerCallback):
             fresh.rename(self._run.directory / BEST)
 
 
-def _mean(values: dict[str, float]) -> float:
+def mean(values: dict[str, float]) -> float:
+    """The figure by which measurements are compared."""
     return sum(values.values()) / len(values)
+
+
+def _place(measured: Sequence[tuple[int, dict[str, float]]], step: int) -> int:
+    return next(place for place, item in enumerate(measured) if item[0] == step)
 
 
 def _duration(seconds: float) -> str:

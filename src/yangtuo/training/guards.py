@@ -7,6 +7,7 @@ loss that is no number, a rate that explodes, a language that is forgotten. This
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from yangtuo.errors import TrainingError
 from yangtuo.training import processes
-from yangtuo.training.adapter import is_embedding
+from yangtuo.training.adapter import is_embedding, is_new_rows
 from yangtuo.training.loss import IGNORED
 
 _SAMPLED_BLOCKS = 256
@@ -58,10 +59,11 @@ def no_graph(*, is_declared: bool) -> TrainingError:
 
 
 class Movement:
-    """Watches that every trainable tensor moves: after the first step, LoRA's A after the second.
+    """Watches that all that is trained moves: after the first step, LoRA's A after the second.
 
-    A's gradient is zero while B is. New rows of an embedding move with the first batch that holds a new piece. Where a
-    phase of `rows_first_steps` trains embedding and head alone, LoRA's tensors are due after it.
+    A's gradient is zero while B is. A tensor that got a gradient and stands still, and a kind of tensors of which none
+    moves, end the run. Rows of new tokens move with the first batch that holds one: those that no batch used are told
+    at the end. Where a phase of `rows_first_steps` trains embedding and head alone, LoRA's tensors are due after it.
     """
 
     def __init__(self, model: nn.Module, rows_first_steps: int = 0) -> None:
@@ -71,21 +73,57 @@ class Movement:
         self._parameters = dict(named)
         self._before = {name: _fingerprint(parameter) for name, parameter in named}
         self._deadline = {name: _deadline(name, rows_first_steps) for name in self._before}
+        self._with_gradient: set[str] = set()
+        self._moved_kinds: set[str] = set()
+        self._still: list[str] = []
+
+    def see_gradients(self) -> None:
+        """To be called before each step: notes which of the tensors that are still watched have a gradient."""
+        for name in self._deadline.keys() - self._with_gradient:
+            gradient: Any = self._parameters[name].grad  # None under DeepSpeed, which keeps gradients to itself
+            if gradient is not None:
+                gradient = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+                if gradient.numel() and bool(torch.count_nonzero(gradient)):
+                    self._with_gradient.add(name)
 
     def check(self, steps: int) -> None:
-        """To be called after each step, counted from where the run began; raises for tensors that have not moved."""
-        due = [name for name, deadline in self._deadline.items() if deadline <= steps]
+        """To be called after each step, counted from where the run began; raises for what should have moved."""
+        watched = sorted(self._deadline)
+        driven = dict(zip(watched, processes.any_rank([name in self._with_gradient for name in watched]), strict=True))
+        due = [name for name in watched if self._deadline[name] <= steps or (driven[name] and is_new_rows(name))]
         moved = processes.any_rank([_fingerprint(self._parameters[name]) != self._before[name] for name in due])
         still = [name for name, has_moved in zip(due, moved, strict=True) if not has_moved]
+        self._moved_kinds |= {_kind(name) for name, has_moved in zip(due, moved, strict=True) if has_moved}
         for name in due:
-            del self._deadline[name], self._before[name]
-        if still:
+            del self._deadline[name]
+        failed = [
+            name for name in still if driven[name] or (not is_new_rows(name) and _kind(name) not in self._moved_kinds)
+        ]
+        if failed:
             raise TrainingError(
-                f"{len(still)} trainable tensors have not moved after {steps} steps",
-                found=", ".join(still[:8]) + (" …" if len(still) > 8 else ""),
-                expected="every trainable tensor to get a gradient and to change",
+                f"{len(failed)} trainable tensors have not moved after {steps} steps",
+                found=", ".join(failed[:8]) + (" …" if len(failed) > 8 else ""),
+                expected="what is trained to get a gradient and to change",
                 run="the same command without gradient checkpointing, or with a larger --learning-rate",
             )
+        self._still += still
+
+    def unused(self) -> list[str]:
+        """What never moved, in words; to be called after the last step."""
+        watched = [*self._still, *self._deadline]
+        moved = processes.any_rank([_fingerprint(self._parameters[name]) != self._before[name] for name in watched])
+        still = [name for name, has_moved in zip(watched, moved, strict=True) if not has_moved]
+        rows = [name for name in still if is_new_rows(name)]
+        lines = [f"{name} has not been trained: no text that was read holds one of its new tokens" for name in rows]
+        others = [name for name in still if name not in rows]
+        if others:
+            lines.append(f"{len(others)} tensors got no gradient and have not been trained: {', '.join(others[:4])} …")
+        return lines
+
+
+def _kind(name: str) -> str:
+    """What tensors are alike: LoRA's A of all layers, its B, DoRA's magnitudes; embedding and head each for itself."""
+    return next((part for part in ("lora_A", "lora_B", "lora_magnitude") if part in name), name)
 
 
 class Finite:
@@ -129,19 +167,30 @@ def forgotten(bounds: Mapping[str, float], before: Mapping[str, float], now: Map
     return next((name for name, share in bounds.items() if now[name] > before[name] * (1 + share)), None)
 
 
-def parse_bounds(texts: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """Reads bounds such as `en=0.05`; raises `TrainingError` for a source that is not measured."""
+def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
+    """Reads bounds such as `en=0.05` or `en=5%`; raises `TrainingError` for what is none."""
     bounds = {}
     for text in texts:
-        name, _, share = text.partition("=")
-        if name not in names or not share.replace(".", "", 1).isdigit():
+        match = re.fullmatch(r"([^=]+)=(\d+\.?\d*|\.\d+)(%?)", text.strip())
+        if match is None:
             raise TrainingError(
-                f"the bound {text!r} cannot be kept",
-                found="held-out text of " + (", ".join(names) or "no source"),
-                expected="NAME=SHARE, such as en=0.05, with the name of a source that has held-out documents",
+                f"the bound {text!r} cannot be read",
+                expected="NAME=SHARE with the name of a source and a share of its bits per byte, such as en=0.05",
             )
-        bounds[name] = float(share)
+        bounds[match[1]] = float(match[2]) / (100 if match[3] else 1)
     return bounds
+
+
+def require_measured(bounds: Mapping[str, float], names: Sequence[str]) -> None:
+    """Raises `TrainingError` where a bound is on a source that is not measured."""
+    unmeasured = [name for name in bounds if name not in names]
+    if unmeasured:
+        raise TrainingError(
+            f"the bound on {', '.join(unmeasured)} cannot be kept: nothing of it is held out",
+            found="held-out text of " + (", ".join(names) or "no source"),
+            expected="the name of a source that has held-out documents",
+            run="yangtuo prepare with --source NAME=PATH and --held-out 0.02, or the same command without --bound",
+        )
 
 
 def _deadline(name: str, rows_first_steps: int) -> int:

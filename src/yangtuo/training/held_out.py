@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from yangtuo.training.loss import IGNORED
 
+Row = tuple[Tensor, Tensor, Tensor]
+"""Ids, labels and position ids, each of shape (block_size,)."""
+
 
 class Documents(Protocol):
     """Held-out documents of one source: token ids with BOS first, and the bytes of their text."""
@@ -32,6 +35,18 @@ class Documents(Protocol):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Held-out blocks whose labels say what is measured, such as the answers of conversations, and its bytes."""
+
+    name: str
+    blocks: Any
+    num_bytes: int
+
+
+Source = Documents | Blocks
+
+
+@dataclass(frozen=True)
 class Measure:
     """One source, packed: batches as the model takes them, and the bytes that their tokens stand for."""
 
@@ -40,28 +55,42 @@ class Measure:
     num_bytes: float
 
 
-def pack(source: Documents, block_size: int, batch_size: int, max_tokens: int) -> Measure:
-    """Packs the windows of a source's documents into rows of `block_size` tokens, `batch_size` rows at a time.
+def pack(source: Source, block_size: int, batch_size: int, max_tokens: int) -> Measure:
+    """Packs a source into rows of `block_size` tokens, `batch_size` rows at a time.
 
-    Every token after a document's BOS is predicted exactly once. Where the source holds more than `max_tokens`, its
-    first documents are taken, and the bytes are counted in proportion.
+    Every token after a document's BOS is predicted exactly once, in windows of the row's length; blocks are rows as
+    they are. Where the source holds more than `max_tokens`, its first are taken, and bytes are counted in proportion.
     """
+    rows, share = (
+        _block_rows(source, max_tokens) if isinstance(source, Blocks) else _text_rows(source, block_size, max_tokens)
+    )
+    keys = ("input_ids", "labels", "position_ids")
+    batches = [
+        {key: torch.stack([row[index] for row in rows[start : start + batch_size]]) for index, key in enumerate(keys)}
+        for start in range(0, len(rows), batch_size)
+    ]
+    return Measure(source.name, batches, source.num_bytes * share)
+
+
+def _text_rows(source: Documents, block_size: int, max_tokens: int) -> tuple[list[Row], float]:
     documents, taken = [], 0
     total = sum(len(document) - 1 for document in source.documents)
     for document in source.documents:
         if taken < max_tokens:
             documents.append(document[: max_tokens - taken + 1])
             taken += len(documents[-1]) - 1
-    rows = _rows(documents, block_size)
-    keys = ("input_ids", "labels", "position_ids")
-    batches = [
-        {key: torch.stack([row[index] for row in rows[start : start + batch_size]]) for index, key in enumerate(keys)}
-        for start in range(0, len(rows), batch_size)
-    ]
-    return Measure(source.name, batches, source.num_bytes * taken / max(total, 1))
+    return _rows(documents, block_size), taken / max(total, 1)
 
 
-def _rows(documents: Sequence[Tensor], block_size: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _block_rows(source: Blocks, max_tokens: int) -> tuple[list[Row], float]:
+    blocks = [source.blocks[index] for index in range(len(source.blocks))]
+    counts = [int((block["labels"][1:] != IGNORED).sum()) for block in blocks]
+    num_taken = max(1, max_tokens // len(blocks[0]["input_ids"])) if blocks else 0
+    rows = [(block["input_ids"], block["labels"], block["position_ids"]) for block in blocks[:num_taken]]
+    return rows, sum(counts[:num_taken]) / max(sum(counts), 1)
+
+
+def _rows(documents: Sequence[Tensor], block_size: int) -> list[Row]:
     windows = [
         document[start : start + block_size]
         for document in documents
@@ -81,7 +110,7 @@ def _rows(documents: Sequence[Tensor], block_size: int) -> list[tuple[Tensor, Te
     return [_row(windows, block_size) for windows in bins]
 
 
-def _row(windows: Sequence[Tensor], block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _row(windows: Sequence[Tensor], block_size: int) -> Row:
     ids = torch.zeros(block_size, dtype=torch.long)
     labels = torch.full((block_size,), IGNORED)
     positions = torch.zeros(block_size, dtype=torch.long)
@@ -97,15 +126,19 @@ def _row(windows: Sequence[Tensor], block_size: int) -> tuple[Tensor, Tensor, Te
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, measures: Sequence[Measure], context: Any) -> dict[str, float]:
-    """Bits per byte of each source; `context()` gives the autocast context that training runs in."""
+def bits_per_byte(
+    model: nn.Module, measures: Sequence[Measure], context: Any, device: torch.device
+) -> dict[str, float]:
+    """Bits per byte of each source by the model as it is trained, sharded or not, on its `device`.
+
+    `context()` gives the autocast context that training runs in. All processes call it.
+    """
     was_training = model.training
     model.eval()
     result = {}
     for measure in measures:
         nats = 0.0
         for batch in measure.batches:
-            device = next(model.parameters()).device
             with context():
                 moved = {key: tensor.to(device) for key, tensor in batch.items()}
                 nats += float(model(**moved, num_items_in_batch=1).loss)

@@ -9,26 +9,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as transformers_logging
 
 from yangtuo import console
 from yangtuo.errors import TrainingError
-from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates
+from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates, sharding
 from yangtuo.training.callback import BEST, ProgressCallback, Run
 from yangtuo.training.metrics_log import MetricsLog
 from yangtuo.training.order import OrderedBlocks
-from yangtuo.training.sharding import Sharding, trainer_options
+from yangtuo.training.settings import Outcome, Settings, compute_dtype
 
 CHECKPOINTS = "checkpoints"
 SCRATCH = {CHECKPOINTS, BEST}
@@ -37,101 +38,11 @@ _MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while t
 _WEIGHTS = "adapter_model.safetensors"
 _NAMED_BLOCKS = 8
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "nf4"]
-Keep = Literal["last", "best"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run goes; `batch_size` counts blocks in an optimizer step over all processes."""
-
-    learning_rate: float
-    embedding_learning_rate: float | None = None
-    fresh_rows: bool = False
-    """Whether the new rows stand as `expand` placed them: without a rate of their own they then learn by their size."""
-    schedule: rates.Schedule = "linear"
-    rows_first: float = 0.0
-    """Share of the steps, at the beginning, in which embedding and head learn alone."""
-    epochs: float = 1.0
-    batch_size: int = 8
-    micro_batch: int | None = None
-    """Blocks in one forward pass of one process; its whole share of the batch when None."""
-    dtype: Dtype = "auto"
-    gradient_checkpointing: bool = False
-    sharding: Sharding = "none"
-    bound: tuple[str, ...] = ()
-    """`NAME=SHARE`: training stops where held-out bits per byte of a source are worse by more than its share."""
-    keep: Keep = "last"
-    save_every: int = 500
-    seed: int = 0
-    tensorboard: Path | None = None
-
-    @classmethod
-    def among(cls, options: Mapping[str, Any]) -> Settings:
-        """The settings that stand under their names among `options`; the rest keep their defaults."""
-        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
-
-    def num_steps(self, num_blocks: int) -> int:
-        """Optimizer steps over a dataset of `num_blocks` blocks."""
-        return max(1, math.ceil(self.epochs * num_blocks / self.batch_size))
-
-    def blocks_a_pass(self) -> int:
-        """Blocks in one forward pass of one of the processes that take part."""
-        share = self.batch_size // processes.world_size()
-        return math.gcd(share, self.micro_batch) if self.micro_batch else share
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to; the figures do not depend on the clock."""
-
-    steps: int
-    tokens: int
-    first_loss: float
-    last_loss: float
-    """Mean training loss of the first and of the last tenth of the steps, at most 20 steps each, in nats a token."""
-    bits_per_byte_before: dict[str, float]
-    bits_per_byte_after: dict[str, float]
-    kept_step: int
-    """The step whose adapter was kept."""
-
-    def details(self) -> dict[str, Any]:
-        """The figures as the manifest keeps them, rounded."""
-        return {
-            "steps": self.steps,
-            "kept_step": self.kept_step,
-            "tokens": self.tokens,
-            "first_loss": round(self.first_loss, 4),
-            "last_loss": round(self.last_loss, 4),
-            "bits_per_byte_before": {name: round(value, 4) for name, value in self.bits_per_byte_before.items()},
-            "bits_per_byte_after": {name: round(value, 4) for name, value in self.bits_per_byte_after.items()},
-        }
-
-
-def compute_dtype(name: Dtype) -> torch.dtype:
-    """The arithmetic of the forward pass: "auto" takes bfloat16 where the device computes in it, else float32.
-
-    Raises `TrainingError` for float16 on a CPU: there accelerate scales no loss, and says nothing.
-    """
-    if name == "float16" and not torch.cuda.is_available():
-        raise TrainingError(
-            "float16 needs a GPU, whose loss is scaled",
-            found="no GPU",
-            expected="bfloat16 or float32, which hold small gradients without scaling",
-            run="the same command with --dtype auto",
-        )
-    if name not in ("auto", "nf4"):
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
-
 
 def train(
     model: PeftModel,
     blocks: Any,
-    sources: Sequence[held_out.Documents],
+    sources: Sequence[held_out.Source],
     settings: Settings,
     directory: Path,
     decode: Callable[[list[int]], str] = str,
@@ -141,51 +52,47 @@ def train(
     `blocks` is a map-style dataset of `input_ids`, `labels` (-100 where nothing is learned; shifted by the loss) and
     `position_ids` (restarting at each document), all of one length; `decode` makes text of ids where a guard must name
     documents. Checkpoints stand in `directory/checkpoints`; where some are there already, the run goes on from the
-    last whole one. Raises `TrainingError` for a run that trains nothing, diverges, forgets, or is told to end.
+    last whole one. Raises `TrainingError` for a run that trains nothing or diverges.
     """
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
     guards.require_learned(blocks)
+    bounds = guards.parse_bounds(settings.bound)
+    guards.require_measured(bounds, [source.name for source in sources])
     num_steps = settings.num_steps(len(blocks))
     ordered = OrderedBlocks(blocks, num_steps * settings.batch_size, settings.seed)
     block_size = len(blocks[0]["input_ids"])
     resumed = processes.main_process_first(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
-    step = checkpoints.step_of(resumed) if resumed else 0
-    metrics = MetricsLog(directory, step, writes=processes.rank() == 0, tensorboard=settings.tensorboard)
     if settings.gradient_checkpointing:
         _compute_layers_again(model)
-    with _quiet_transformers():
+    with _quiet_transformers(), _own_environment(settings):
         arguments = _arguments(settings, num_steps, directory / CHECKPOINTS)
         micro_batch = arguments.per_device_train_batch_size
         trainer = _Trainer(model, arguments, ordered, settings)
         measures = [held_out.pack(source, block_size, micro_batch, _MEASURED_TOKENS) for source in sources]
         tokens_a_step = settings.batch_size * block_size
-        made = plan.make_plan(
-            model,
-            model.config,
-            num_steps,
-            num_steps * tokens_a_step,
-            micro_batch * block_size,
-            block_size=block_size,
-            layers_again=settings.gradient_checkpointing,
-        )
         run = Run(
             model=model,
-            metrics=metrics,
-            measure=lambda: held_out.bits_per_byte(trainer.model_wrapped, measures, trainer.accelerator.autocast),
+            metrics=MetricsLog(directory, checkpoints.step_of(resumed) if resumed else 0, writes=processes.rank() == 0),
+            measure=lambda: held_out.bits_per_byte(
+                trainer.model_wrapped, measures, trainer.accelerator.autocast, arguments.device
+            ),
+            report=trainer.report,
             batch_name=partial(_batch_name, ordered, settings.batch_size, decode),
             save_adapter=trainer.save_adapter,
             directory=directory,
             num_steps=num_steps,
+            eval_every=settings.eval_every or settings.save_every,
+            patience=settings.patience,
             tokens_a_step=tokens_a_step,
-            bounds=guards.parse_bounds(settings.bound, [measure.name for measure in measures]),
+            bounds=bounds,
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
             rows_first_steps=_rows_first_steps(settings, num_steps),
         )
-        for line in (*made.lines(), trainer.rates_line):
+        for line in (*plan.plan_run(model, settings, len(blocks), block_size).lines(), trainer.rates_line):
             console.note(line)
-        _drive(trainer, run, resumed)
-    return _finish(trainer, run, settings)
+        callback = _drive(trainer, run, resumed)
+        return _finish(trainer, run, settings, callback)
 
 
 class _Trainer(Trainer):
@@ -194,13 +101,13 @@ class _Trainer(Trainer):
     def __init__(
         self, model: PeftModel, arguments: TrainingArguments, dataset: OrderedBlocks, settings: Settings
     ) -> None:
-        options = _optimizer_options(model, settings)
+        kind, options = _optimizer(model, arguments, settings)
         self.rates_line = rates.describe(options["params"])
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=dataset,
-            optimizer_cls_and_kwargs=(torch.optim.AdamW, options),
+            optimizer_cls_and_kwargs=(kind, options),
         )
         self.remove_callback(PrinterCallback)
         self._settings = settings
@@ -229,6 +136,7 @@ class _Trainer(Trainer):
                     num_steps=num_training_steps,
                     first_step=0 if group["rows"] else first,
                     schedule=self._settings.schedule,
+                    warmup=self._settings.warmup,
                 )
                 for group in optimizer.param_groups
             ]
@@ -247,11 +155,15 @@ class _Trainer(Trainer):
                 raise
             raise OSError(errno.ENOSPC, "No space left on device") from error  # torch and safetensors hide the number
 
+    def report(self, values: dict[str, float]) -> None:
+        """Tells the trackers of `report_to` what was measured; the step's own loss is still to be logged."""
+        is_due = self.control.should_log
+        self.log(values)
+        self.control.should_log = is_due
+
     def save_adapter(self, directory: Path) -> None:
-        """Writes the adapter, gathered from all processes, into `directory`, and reads it back to compare."""
-        state = None
-        if processes.world_size() > 1:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
+        """Writes the adapter, gathered from all processes in float32, into `directory`; reads it back to compare."""
+        state = sharding.gather_trained(self._adapted)
         if not self.args.should_save:
             return
         with adapter.quiet_peft():
@@ -261,7 +173,7 @@ class _Trainer(Trainer):
         adapter.require_written(directory / _WEIGHTS, expected)
 
 
-def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> None:
+def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> ProgressCallback:
     """Runs the steps; where SIGTERM came, raises `SystemExit` once a checkpoint is written."""
     with console.progress("training", run.num_steps, "steps") as bar:
         callback = ProgressCallback(run, bar)
@@ -269,58 +181,47 @@ def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> None:
         if resumed:
             console.note(f"resuming after step {checkpoints.step_of(resumed)} of {run.num_steps}")
             bar.advance(checkpoints.step_of(resumed))
-        elif before := run.measure():
-            run.metrics.write(0, {"bits_per_byte": before})
         with callback.sigterm_saves():
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     if callback.terminated:
         console.warn(f"told to end at step {trainer.state.global_step}; a checkpoint is written")
         raise SystemExit(143)
+    return callback
 
 
-def _finish(trainer: _Trainer, run: Run, settings: Settings) -> Outcome:
+def _finish(trainer: _Trainer, run: Run, settings: Settings, callback: ProgressCallback) -> Outcome:
     """Leaves the adapter to be kept in the run's directory, and its checkpoints until the artifact is described."""
-    best = run.directory / BEST
+    best, num_steps = run.directory / BEST, trainer.state.global_step
     measured: list[tuple[int, dict[str, float]]] = run.metrics.series("bits_per_byte")
-    after, kept = measured[-1][1] if measured else {}, run.num_steps
+    kept, after = measured[-1] if measured else (num_steps, {})
     trainer.save_adapter(run.directory)
-    if processes.broadcast(settings.keep == "best" and best.is_dir()):
-        after, kept = _best_measure(measured), _best_step(measured)
+    if processes.broadcast((settings.keep == "best" or callback.bound_is_broken) and best.is_dir()):
+        kept, after = run.best(measured)
         if processes.rank() == 0:
             shutil.copyfile(best / _WEIGHTS, run.directory / _WEIGHTS)  # a copy: a run killed now ends in the same way
+    if callback.ended:
+        why = f", the best {run.among}" if kept != num_steps else ""
+        console.warn(f"{callback.ended}; the adapter of step {kept} is kept{why}")
     losses = [loss for _, loss in run.metrics.series("loss")]
     span = min(20, max(1, len(losses) // 10))
     return Outcome(
-        steps=run.num_steps,
-        tokens=run.num_steps * run.tokens_a_step,
+        steps=num_steps,
+        tokens=num_steps * run.tokens_a_step,
         first_loss=sum(losses[:span]) / span,
         last_loss=sum(losses[-span:]) / span,
         bits_per_byte_before=measured[0][1] if measured else {},
         bits_per_byte_after=after,
-        kept_step=kept,
+        kept_step=kept if measured else num_steps,
+        ended=callback.ended,
     )
-
-
-def _best_step(measured: Sequence[tuple[int, dict[str, float]]]) -> int:
-    return min(measured[1:], key=lambda item: sum(item[1].values()))[0]
-
-
-def _best_measure(measured: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
-    return min(measured[1:], key=lambda item: sum(item[1].values()))[1]
 
 
 def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingArguments:
     dtype = compute_dtype(settings.dtype)
     on_cpu = not torch.cuda.is_available()
-    share, rest = divmod(settings.batch_size, processes.world_size())
-    if rest:
-        raise TrainingError(
-            "the batch cannot be shared evenly among the processes",
-            found=f"batch size {settings.batch_size}, {processes.world_size()} processes",
-            expected=f"a --batch-size that is a multiple of {processes.world_size()}",
-        )
+    share = settings.batch_size // processes.world_size()
     micro_batch = settings.blocks_a_pass()
-    return TrainingArguments(
+    owned: dict[str, Any] = dict(
         output_dir=str(directory),
         max_steps=num_steps,
         per_device_train_batch_size=micro_batch,
@@ -336,27 +237,36 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
         logging_strategy="steps",
         logging_steps=1,
         logging_nan_inf_filter=False,
-        report_to=[],
+        report_to=list(settings.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
-        max_grad_norm=1.0,
         ddp_find_unused_parameters=False,
-        **trainer_options(settings.sharding),
+        **sharding.trainer_options(settings.sharding),
     )
+    arguments = TrainingArguments(**{"max_grad_norm": 1.0, **settings.trainer, **owned})
+    if arguments.n_gpu > 1:
+        # The Trainer would wrap the model in DataParallel, which splits the batch and gathers the logits on one card.
+        console.note(
+            f"{arguments.n_gpu} GPUs are visible and one is used; all of them: "
+            f"torchrun --nproc_per_node {arguments.n_gpu} -m yangtuo …"
+        )
+        arguments._n_gpu = 1
+    return arguments
 
 
-def _optimizer_options(model: PeftModel, settings: Settings) -> dict[str, Any]:
+def _optimizer(model: PeftModel, arguments: TrainingArguments, settings: Settings) -> tuple[Any, dict[str, Any]]:
+    """The optimizer's class and arguments: AdamW, or what `--trainer optim` names, with rates by group."""
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    if kind is torch.optim.AdamW:
+        # A fused step hides from accelerate that float16 overflowed and nothing was done.
+        options["fused"] = settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16
     groups = rates.parameter_groups(
         model, settings.learning_rate, settings.embedding_learning_rate, fresh=settings.fresh_rows
     )
-    return {
-        "params": groups,
-        "lr": settings.learning_rate,
-        "weight_decay": 0.0,
-        # A fused step hides from accelerate that float16 overflowed and nothing was done.
-        "fused": settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16,
-    }
+    for group in groups:
+        group["weight_decay"] = arguments.weight_decay
+    return kind, {**options, "params": groups, "lr": settings.learning_rate}
 
 
 def _compute_layers_again(model: PeftModel) -> None:
@@ -376,6 +286,21 @@ def _batch_name(ordered: OrderedBlocks, batch_size: int, decode: Callable[[list[
     texts = [decode(ordered.block(number)["input_ids"][:24].tolist()) for number in numbers[:_NAMED_BLOCKS]]
     named = [f"{number} ({text[:40]!r})" for number, text in zip(numbers, texts, strict=False)]
     return "blocks " + ", ".join([*named, *map(str, numbers[_NAMED_BLOCKS:])])
+
+
+@contextlib.contextmanager
+def _own_environment(settings: Settings) -> Iterator[None]:
+    """Takes back what the Trainer and its callbacks leave in the environment: a later stage would shard as this one."""
+    before = dict(os.environ)
+    if settings.board is not None:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(settings.board))
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

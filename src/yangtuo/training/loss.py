@@ -95,8 +95,20 @@ def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> Te
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.whole.dtype
     with torch.autocast(device, enabled=False):
         weight = head.whole.detach().to(dtype)
+        if not torch.is_grad_enabled():
+            return _measured(states, weight, labels)
         total: Tensor = _SlicedCrossEntropy.apply(states, head.learned, weight, head.rows, labels)  # type: ignore[no-untyped-call]
         return total
+
+
+def _measured(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The same sum where nothing learns from it: no gradient is computed."""
+    total = torch.zeros((), dtype=torch.float32, device=states.device)
+    for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
+        logits = states[place].to(weight.dtype) @ weight.T
+        for rows in _slices(len(logits), len(weight), _WIDE_ELEMENTS.get(logits.device.type, _SLICE_ELEMENTS)):
+            total += cross_entropy(logits[rows].float(), labels[place][rows], reduction="sum")
+    return total
 
 
 def use_sliced_loss(model: PreTrainedModel) -> bool:

@@ -1,4 +1,4 @@
-"""What a run says about itself: `metrics.jsonl`, the progress bar, TensorBoard.
+"""What a run says about itself in `metrics.jsonl`.
 
 `metrics.jsonl` holds one JSON object a line, each with `step`: the loss and gradient norm of optimizer steps, and
 held-out bits per byte a source. Nothing in it depends on the clock, so that equal runs write equal files; speed goes
@@ -12,18 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yangtuo.errors import TrainingError
-
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
     """Appends to `directory/metrics.jsonl`; opened at `step`, it forgets what an interrupted run wrote after it."""
 
-    def __init__(self, directory: Path, step: int = 0, *, writes: bool = True, tensorboard: Path | None = None) -> None:
+    def __init__(self, directory: Path, step: int = 0, *, writes: bool = True) -> None:
         self._path = directory / METRICS
         self._writes = writes
-        self._board = _tensorboard(tensorboard) if tensorboard and writes else None
         self.rows = [row for row in read_metrics(directory) if row["step"] <= step] if step else []
         if writes:
             self._path.write_text("".join(_line(row) for row in self.rows), encoding="utf-8")
@@ -34,9 +31,6 @@ class MetricsLog:
         self.rows.append(row)
         if not self._writes:
             return
-        if self._board is not None:
-            for name, value in _flat(values).items():
-                self._board.add_scalar(name, value, step)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line(row))
 
@@ -52,24 +46,6 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed writer leaves half a line
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{key}": number for key, number in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _tensorboard(directory: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TrainingError("TensorBoard is not installed", run="pip install tensorboard") from error
-    return SummaryWriter(str(directory))
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from yangtuo.training import attention, loss
 from yangtuo.training.adapter import TrainableCount, count_trainable
+from yangtuo.training.settings import Settings
 
 # Values kept for backward, per token and layer, in units of the hidden size (float32 ones of the norms count twice), of
 # the intermediate size, and of LoRA's rank.
@@ -51,6 +52,20 @@ class Plan:
             f"{self.learning / 1e9:.1f} gradients and moments, {self.activations / 1e9:.1f} activations, "
             f"{_PROCESS / 1e9:.1f} the process itself)",
         ]
+
+
+def plan_run(model: nn.Module, settings: Settings, num_blocks: int, block_size: int) -> Plan:
+    """The plan of a run over `num_blocks` blocks, by the model as it stands."""
+    num_steps = settings.num_steps(num_blocks)
+    return make_plan(
+        model,
+        model.config,  # type: ignore[arg-type]
+        num_steps,
+        num_steps * settings.batch_size * block_size,
+        settings.blocks_a_pass() * block_size,
+        block_size=block_size,
+        layers_again=settings.gradient_checkpointing,
+    )
 
 
 def make_plan(

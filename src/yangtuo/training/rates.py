@@ -12,7 +12,7 @@ from typing import Any, Literal
 from peft import PeftModel
 from torch import nn
 
-from yangtuo.training import adapter
+from yangtuo.training import adapter, processes
 
 WARMUP_SHARE = 0.03
 FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
@@ -36,7 +36,9 @@ def parameter_groups(
         if parameter.requires_grad:
             rows, rate = adapter.is_embedding(name), learning_rate
             if rows:
-                rate = embedding_learning_rate or _rows_rate(model, name, learning_rate, fresh)
+                # Of sharded weights the main process alone holds the values that rates are taken from.
+                own = embedding_learning_rate or _rows_rate(model, name, learning_rate, fresh)
+                rate = float(processes.broadcast(own))
             groups.setdefault((rows, rate), []).append(parameter)
     return [{"params": group, "lr": rate, "rows": rows} for (rows, rate), group in groups.items()]
 
@@ -49,7 +51,9 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
     return f"peak rates: {lora}" + (f", embedding and head {rows}" if rows else "")
 
 
-def share_of_peak(step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear") -> float:
+def share_of_peak(
+    step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear", warmup: float = WARMUP_SHARE
+) -> float:
     """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero.
 
     Before `first_step` it is 0.
@@ -57,10 +61,10 @@ def share_of_peak(step: int, num_steps: int, first_step: int = 0, schedule: Sche
     step, num_steps = step - first_step, num_steps - first_step
     if step < 0:
         return 0.0
-    warmup = max(1, math.ceil(WARMUP_SHARE * num_steps))
-    if step < warmup:
-        return (step + 1) / warmup  # never 0: a first step that moves nothing would hide that nothing can move
-    gone = (step - warmup) / max(1, num_steps - warmup)
+    rising = max(1, math.ceil(warmup * num_steps))
+    if step < rising:
+        return (step + 1) / rising  # never 0: a first step that moves nothing would hide that nothing can move
+    gone = (step - rising) / max(1, num_steps - rising)
     return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
