@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow check format docs bench clean
+.PHONY: help install quickstart test test-slow check format docs fuzz bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ format: install  ## format the code and sort its imports
 
 docs: install  ## write the reference pages of docs/stages again
 	$(BIN)/python docs/generate.py
+
+fuzz: install  ## feed the readers with thousands of malformed structures; prints a failing one with its seed
+	YANGTUO_FUZZ=2000 $(BIN)/python -m pytest tests/test_hostile.py --timeout 7200
 
 bench: install  ## run every benchmark in its small form
 	for file in benchmarks/*.py; do $(BIN)/python $$file --small || exit 1; done

@@ -248,7 +248,7 @@ def _interrupt(_signum: int, _frame: object) -> None:
 def _fail(error: UserError) -> int:
     if launcher.is_first_to_fail():
         console.stderr.quiet = False
-        console.stderr.print(f"error: {error}", markup=False, style="red")
+        console.stderr.print(console.plain(f"error: {error}"), markup=False, style="red")
         launcher.error_is_shown()
     return error.status
 

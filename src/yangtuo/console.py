@@ -6,6 +6,7 @@ stages; it is the only one that touches rich.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,18 +14,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
 
 
+def plain(text: str) -> str:
+    """A text without the control characters by which a file's content could write to the terminal what it likes."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
 def note(message: str) -> None:
     """Prints one line of information to stderr."""
-    stderr.print(message, markup=False)
+    stderr.print(plain(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Prints one warning to stderr."""
-    stderr.print(f"warning: {message}", style="yellow", markup=False)
+    stderr.print(plain(f"warning: {message}"), style="yellow", markup=False)
 
 
 class Progress:
@@ -59,7 +66,7 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[str
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(Text, row))  # a path or a token may look like markup
     return result
 
 

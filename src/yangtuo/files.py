@@ -237,6 +237,8 @@ def _misfits(where: str, text: bytes, error: ValidationError) -> FileError:
 
 def _misfit(problem: Any) -> str:
     place = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{place} is missing"
     value = repr(problem["input"])
     return f"{place + ': ' if place else ''}{problem['msg']}, not {value[:60]}{'…' if len(value) > 60 else ''}"
 

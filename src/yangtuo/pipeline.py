@@ -279,6 +279,14 @@ def _missing_inputs(plan: Plan) -> list[UserError]:
     for step in plan.steps:
         for option, references in step.config.input_references().items():
             for source in (split_source(reference).path for reference in references):
+                if Path(source).is_dir() and plan.output.resolve().is_relative_to(Path(source).resolve()):
+                    errors.append(
+                        OutputError(
+                            f"the recipe's output {plan.output} lies inside {source}, which step {step.name} reads",
+                            expected="an output outside of all inputs, which would change with it",
+                            run=f"yangtuo run {plan.recipe} --set output=DIR",
+                        )
+                    )
                 # `owner/name` may be a hub id; whatever starts like a path must exist.
                 if (
                     source in made
@@ -315,5 +323,5 @@ def _summary(config: StageConfig) -> str:
 
 
 def _hint(word: str, known: Any) -> str:
-    close = get_close_matches(word, list(known), n=1)
+    close = get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

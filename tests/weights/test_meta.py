@@ -198,7 +198,7 @@ def test_a_shard_missing_at_the_end_shows_in_the_shapes(tmp_path: Path) -> None:
 def test_params_that_lack_a_number_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "meta", [whole_state(model(96))])
     (path / "params.json").write_text('{"dim": 64, "n_heads": 16}')
-    with pytest.raises(FileError, match="lacks n_layers"):
+    with pytest.raises(FileError, match="n_layers is missing"):
         open_checkpoint(path)
 
 

@@ -169,14 +169,9 @@ def refuse_inside_inputs(config: StageConfig) -> None:
     inputs = [
         path for path in (Path(split_source(reference).path) for reference in references) if _holds_one_thing(path)
     ]
-    beside = config.written_paths()
-    for path in (config.output_path(), *beside):
-        for source in (*inputs, *([config.output_path()] if path in beside else [])):
-            if path.resolve().is_relative_to(source.resolve()):
-                raise OutputError(
-                    f"{path} lies inside {source}",
-                    expected="a place outside of inputs and output",
-                )
+    for source in inputs:
+        if config.output_path().resolve().is_relative_to(source.resolve()):
+            raise OutputError(f"{config.output_path()} lies inside {source}", expected="a place outside of inputs")
 
 
 def _holds_one_thing(path: Path) -> bool:
@@ -278,9 +273,9 @@ def _describe(made: Draft, config: StageConfig, kind: Kind, parents: Mapping[str
     new = made.path / f"{STEP_FILE}.new"
     new.write_text(manifest.to_json() + "\n", encoding="utf-8")
     for name in (*names, new.name):
-        _to_disk(made.path / name)
+        to_disk(made.path / name)
     new.replace(made.path / MANIFEST)
-    _to_disk(made.path)
+    to_disk(made.path)
 
 
 def _put_in_place(work: Path, output: Path) -> Artifact:
@@ -288,19 +283,19 @@ def _put_in_place(work: Path, output: Path) -> Artifact:
     manifest = read_manifest(work)
     assert manifest is not None
     _clear(work, keep={MANIFEST, *(Path(name).parts[0] for name in manifest.files)})
+    (work / LOCK_FILE).unlink(missing_ok=True)  # finished work needs none, wherever it goes
     try:
         refuse_existing(output)
-        (work / LOCK_FILE).unlink(missing_ok=True)
         work.rename(output)
     except OSError as error:
         raise _finished(work, output, error.strerror) from error
     except OutputError as error:
         raise _finished(work, output, error.problem) from error
-    _to_disk(output.parent)
+    to_disk(output.parent)
     return Artifact(output, manifest)
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Has the system write a file or a directory's names to the disk, so that a power cut cannot take them."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

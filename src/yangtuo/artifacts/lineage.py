@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import permutations
 from pathlib import Path
 
 from yangtuo.artifacts.manifest import Artifact, Parent, read_manifest
@@ -28,17 +27,17 @@ def check_chain(base: Artifact, adapters: Sequence[Artifact]) -> list[UserError]
     """Errors, all at once, where an adapter was trained on another model, vocabulary or in another order."""
     misfits = _misfits(base, adapters)
     if misfits and len(adapters) > 1:
-        for order in permutations(adapters):
-            if not _misfits(base, order):
-                names = ", ".join(str(adapter.path) for adapter in adapters)
-                return [
-                    LineageError(
-                        "the adapters are in the wrong order",
-                        found=names,
-                        expected="the order of their training",
-                        run=_command(base, order),
-                    )
-                ]
+        order = _order(base, adapters)
+        if not _misfits(base, order):
+            names = ", ".join(str(adapter.path) for adapter in adapters)
+            return [
+                LineageError(
+                    "the adapters are in the wrong order",
+                    found=names,
+                    expected="the order of their training",
+                    run=_command(base, order),
+                )
+            ]
     errors: list[UserError] = [_misfit(base, adapters, index) for index in misfits]
     tokenizer = base.manifest.tokenizer if base.manifest else None
     for adapter in adapters:
@@ -70,6 +69,18 @@ def _misfits(base: Artifact, adapters: Sequence[Artifact]) -> list[int]:
             wrong.append(index)
         identities = {_fold(identity, adapter) for identity in identities if identity}
     return wrong
+
+
+def _order(base: Artifact, adapters: Sequence[Artifact]) -> list[Artifact]:
+    """The adapters, each in its turn the one that was trained on what stands before it, else one that does not say."""
+    order, left = list[Artifact](), list(adapters)
+    while left:
+        fitting = [adapter for adapter in left if _misfits(base, [*order, adapter])[-1:] != [len(order)]]
+        known = [adapter for adapter in fitting if trained_on(adapter)]
+        chosen = [*known, *fitting, *left][0]
+        order.append(chosen)
+        left.remove(chosen)
+    return order
 
 
 def _misfit(base: Artifact, adapters: Sequence[Artifact], index: int) -> LineageError:

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import InputPath, InputPaths, StageConfig
+from yangtuo.config.options import InputPath, InputPaths, Seed, StageConfig
 
 
 @Parameter(name="*")
@@ -39,5 +39,5 @@ class ExpandConfig(StageConfig):
     fit_head: bool = True
     """With cooccurrence: fit the head's new rows to the states that the model reaches in --text: one pass over at most
     16,000 tokens, a layer in memory at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random rows, of the factors of cooccurrence and of the fit."""

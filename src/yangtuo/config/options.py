@@ -7,9 +7,11 @@ that changes how the work is done but not what comes out. This module knows no v
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shlex
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -26,11 +28,28 @@ InputPath = Annotated[str, INPUT]
 InputPaths = Annotated[tuple[str, ...], INPUT, Parameter(negative="")]
 DataPaths = Annotated[tuple[str, ...], INPUT, DATA, Parameter(negative="")]
 Words = Annotated[tuple[str, ...], Parameter(negative="")]
-Positive = Annotated[int, Parameter(validator=validators.Number(gt=0))]
-NonNegative = Annotated[int, Parameter(validator=validators.Number(gte=0))]
-PositiveFloat = Annotated[float, Parameter(validator=validators.Number(gt=0))]
-NonNegativeFloat = Annotated[float, Parameter(validator=validators.Number(gte=0))]
-Share = Annotated[float, Parameter(validator=validators.Number(gte=0, lt=1))]
+
+
+def whole(hint: Any, tokens: Sequence[Any]) -> int:  # noqa: ARG001  the form of cyclopts' converters
+    """A whole number: 1.5 is none, though cyclopts would take it for 1."""
+    text: str = tokens[0].value
+    if not re.fullmatch(r"[+-]?\d{1,18}", text):
+        raise ValueError(f"{text} is not a whole number")
+    return int(text)
+
+
+def _finite(hint: Any, value: float | None) -> None:  # noqa: ARG001  the form of cyclopts' validators
+    if value is not None and not math.isfinite(value):
+        raise ValueError("Must be a finite number")
+
+
+_MOST = 2**31 - 1
+Positive = Annotated[int, Parameter(converter=whole, validator=validators.Number(gt=0, lte=_MOST))]
+NonNegative = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lte=_MOST))]
+Seed = Annotated[int, Parameter(converter=whole, validator=validators.Number(gte=0, lt=2**32))]
+PositiveFloat = Annotated[float, Parameter(validator=(validators.Number(gt=0, lte=_MOST), _finite))]
+NonNegativeFloat = Annotated[float, Parameter(validator=(validators.Number(gte=0, lte=_MOST), _finite))]
+Share = Annotated[float, Parameter(validator=(validators.Number(gte=0, lt=1), _finite))]
 
 
 @dataclass(frozen=True)
@@ -110,10 +129,6 @@ class StageConfig:
         """The artifact that this config makes."""
         return Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
 
-    def written_paths(self) -> tuple[Path, ...]:
-        """Places other than the output that this verb writes into."""
-        return ()
-
     def to_dict(self) -> dict[str, Any]:
         """All options as plain JSON values."""
         values = dataclasses.asdict(self)
@@ -122,7 +137,7 @@ class StageConfig:
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as `500MB`, `2GB` (powers of 1000) or `2GiB` (powers of 1024)."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if not match:
         raise ConfigError(f"{text!r} is not a size", expected="a number and a unit, such as 500MB or 2GB")
     number, unit, binary = match.groups()

@@ -6,7 +6,17 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, DataPaths, InputPath, Positive, Share, StageConfig, parse_shard, shard_path
+from yangtuo.config.options import (
+    HOW,
+    DataPaths,
+    InputPath,
+    Positive,
+    Seed,
+    Share,
+    StageConfig,
+    parse_shard,
+    shard_path,
+)
 
 
 @Parameter(name="*")
@@ -38,7 +48,7 @@ class PrepareConfig(StageConfig):
     """Which repeated documents are removed: none, equal ones, or those that share most of their text too."""
     decontaminate: DataPaths = ()
     """Evaluation sets (txt, csv, json, jsonl, parquet) whose passages are removed from the text; repeatable."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the held-out choice and of the sampling by weight."""
     shard: Annotated[str | None, HOW] = None
     """I/N makes the I-th of N shares of the work, as OUTPUT.shard-I-of-N, on any machine; with all of them beside the

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, Share, StageConfig, Words
+from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, Seed, Share, StageConfig, Words
 
 
 @Parameter(name="*")
@@ -64,7 +64,7 @@ class TrainingConfig(StageConfig):
     """Optimizer steps between checkpoints."""
     eval_every: Positive | None = None
     """Optimizer steps between held-out measurements; as many as between checkpoints when not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation and of the order of blocks."""
     report_to: Annotated[tuple[Literal["tensorboard", "wandb", "swanlab"], ...], HOW, Parameter(negative="")] = ()
     """Trackers that are told loss, rates and measurements, beside metrics.jsonl; TensorBoard's files go to
@@ -74,7 +74,3 @@ class TrainingConfig(StageConfig):
     lora: Words = ()
     """KEY=VALUE for a field of PEFT's LoraConfig, such as lora_dropout=0.05 or
     target_modules=["q_proj","v_proj"]; repeatable."""
-
-    def written_paths(self) -> tuple[Path, ...]:
-        """TensorBoard's directory."""
-        return (self.output.with_name(f"{self.output.name}.tensorboard"),) if "tensorboard" in self.report_to else ()

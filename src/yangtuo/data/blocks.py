@@ -19,11 +19,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from yangtuo import files
 from yangtuo.errors import FileError
 
 if TYPE_CHECKING:
@@ -39,12 +42,36 @@ _PACKED_TOGETHER = 16384  # conversations that are fitted into blocks at a time
 Ids = Sequence[int] | npt.NDArray[Any]
 
 
+_Count = Annotated[int, Field(ge=1)]
+
+
+class _Sizes(TypedDict):
+    block_size: Annotated[int, Field(ge=1, le=files.MAX_COUNT)]
+    num_blocks: _Count
+    num_tokens: _Count
+    num_documents: _Count
+    dtype: Literal["<u2", "<u4"]
+    masked: bool
+    end: _Count
+
+
+class _HeldOutSource(TypedDict):
+    name: str
+    num_bytes: _Count
+    spans: list[tuple[Annotated[int, Field(ge=0)], _Count]]
+
+
+class _HeldOutIndex(TypedDict):
+    dtype: Literal["<u2", "<u4"]
+    sources: list[_HeldOutSource]
+
+
 class BlockDataset:
     """A torch map-style dataset over the blocks of a directory that `BlockWriter` wrote."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        sizes = _read_json(self.path / "dataset.json")
+        sizes: Any = _read_json(self.path / "dataset.json")
         if sizes.get("format") != _FORMAT:
             raise FileError(
                 f"{self.path} holds no blocks of tokens that this version can read",
@@ -52,12 +79,18 @@ class BlockDataset:
                 expected=f"format {_FORMAT}",
                 run="yangtuo prepare",
             )
+        sizes = files.check(sizes, str(self.path / "dataset.json"), _Sizes)
         self.block_size = int(sizes["block_size"])
         self.num_blocks = int(sizes["num_blocks"])
         self.num_tokens = int(sizes["num_tokens"])
         """Tokens of documents, without padding."""
         self.num_documents = int(sizes["num_documents"])
         shape = (self.num_blocks, self.block_size)
+        width, count = np.dtype(sizes["dtype"]).itemsize, self.num_blocks * self.block_size
+        _check_size(self.path / "tokens.bin", count * width)
+        _check_size(self.path / "starts.bin", None)
+        if sizes["masked"]:
+            _check_size(self.path / "learned.bin", count)
         self._tokens = np.memmap(self.path / "tokens.bin", sizes["dtype"], "r", shape=shape)
         self._starts = np.memmap(self.path / "starts.bin", "<u8", "r")
         self._learned = np.memmap(self.path / "learned.bin", "u1", "r", shape=shape) if sizes["masked"] else None
@@ -329,7 +362,11 @@ def held_out(path: str | Path) -> list[HeldOut]:
     """The documents kept apart in the dataset at `path`, one entry a source that has any."""
     import torch
 
-    index = _read_json(Path(path) / "held-out.json")
+    file = Path(path) / "held-out.json"
+    index = _read_json(file, _HeldOutIndex)
+    spans = [span for source in index["sources"] for span in source["spans"]]
+    end = max((first + length for first, length in spans), default=0)
+    _check_size(Path(path) / "held-out.bin", end * np.dtype(index["dtype"]).itemsize)
     ids = np.fromfile(Path(path) / "held-out.bin", index["dtype"]).astype(np.int64)
     return [
         HeldOut(
@@ -346,7 +383,7 @@ def token_dtype(vocabulary_size: int) -> str:
     return "<u2" if vocabulary_size <= 1 << 16 else "<u4"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path, schema: Any = dict[str, Any]) -> Any:
     if not file.is_file():
         raise FileError(
             f"{file.parent} is not a dataset of token blocks",
@@ -354,5 +391,16 @@ def _read_json(file: Path) -> dict[str, Any]:
             expected="a directory that yangtuo prepare wrote",
             run="yangtuo prepare --source TEXTS --tokenizer MODEL --output DATA",
         )
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return values
+    return files.read_json(file, schema, limit=files.LARGE)
+
+
+def _check_size(file: Path, num_bytes: int | None) -> None:
+    """Raises `FileError` unless a file of a dataset is as long as its index says."""
+    size = files.check_input(file)
+    if (num_bytes is None and size == 0) or size != (size if num_bytes is None else num_bytes):
+        raise FileError(
+            f"{file} is damaged",
+            found=f"{size:,} bytes",
+            expected=f"{num_bytes:,}" if num_bytes else "at least one document",
+            run=f"yangtuo inspect {file.parent} --verify, or yangtuo prepare again",
+        )

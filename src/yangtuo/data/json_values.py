@@ -83,6 +83,8 @@ class _Text:
                 if not (cut_off and self._read()):
                     self._at += behind
                     raise self.malformed(error.msg) from error
+            except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+                raise self.malformed(str(error)) from error
 
     def malformed(self, reason: str) -> FileError:
         """The error that stands at this place."""

@@ -216,8 +216,10 @@ def _json_lines(file: Path, begin: int, end: int | None) -> Iterator[Record]:
             value = json.loads(line.decode("utf-8-sig" if encoding == "utf-8" and offset == 0 else encoding))
         except json.JSONDecodeError as error:
             raise malformed(file, number + _num_lines_before(file, begin), error.colno, error.msg) from error
-        except UnicodeDecodeError as error:
-            raise _damage(file, encoding) from error
+        except (RecursionError, ValueError) as error:  # nested without end; a number of thousands of digits
+            if isinstance(error, UnicodeDecodeError):
+                raise _damage(file, encoding) from error
+            raise malformed(file, number + _num_lines_before(file, begin), 1, str(error)) from error
         # An offset is a place too, and costs nothing to know within a range.
         yield _record(value, f"{file}:{number}" if begin == 0 else f"{file}@{offset}", encoding)
 

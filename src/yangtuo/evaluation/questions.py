@@ -6,13 +6,13 @@ The file is a JSON array of `{"instruction": question, "answers": [accepted stri
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yangtuo.errors import DataError, FileError
+from yangtuo import files
+from yangtuo.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,24 @@ class Answered:
 
 def read_questions(path: Path) -> list[Question]:
     """Reads a file of questions; raises `FileError` for bad JSON and `DataError` for a row of another shape."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read as JSON", found=str(error)) from error
-    if not isinstance(rows, list) or not rows:
+    rows = files.read_json(path, list[dict[str, Any]], limit=files.LARGE)
+    if not rows:
         raise DataError(f"{path} holds no questions", expected="a JSON array of objects")
     return [_question(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
 
 
-def _question(row: object, where: str) -> Question:
-    if not isinstance(row, dict) or not row.get("instruction") or not row.get("answers"):
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where} is no question", found=found, expected="the keys instruction and answers")
-    text = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    return Question(text, tuple(map(str, row["answers"])))
+def _question(row: dict[str, Any], where: str) -> Question:
+    answers = row.get("answers")
+    answers = [answers] if isinstance(answers, str | int | float) else answers
+    texts = [str(answer) for answer in answers] if isinstance(answers, list) else []
+    said = [row.get("instruction"), row.get("input") or ""]
+    if not texts or not all(text.strip() for text in texts) or not said[0] or not all(isinstance(s, str) for s in said):
+        raise DataError(
+            f"{where} is no question",
+            found=str(row)[:80],
+            expected="an instruction, and answers of which none is empty: one would stand in every reply",
+        )
+    return Question("\n".join(part for part in said if part), tuple(texts))
 
 
 def judge(questions: Sequence[Question], replies: Sequence[str]) -> dict[str, Any]:

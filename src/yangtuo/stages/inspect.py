@@ -21,19 +21,26 @@ from yangtuo.vocab.directory import has_tokenizer
 from yangtuo.vocab.encoding import load_encoder, make_encoder
 from yangtuo.weights import adapter, checkpoint, layouts, meta
 
+_OURS = ("path", "kind", "fingerprint", "stage", "parents", "foreign", "verified", "problems")
+
 
 def run(config: InspectConfig) -> dict[str, object]:
     """Returns what can be said of `config.path`, without changing anything; keys depend on its kind."""
     artifact = open_artifact(config.path)
     kind = artifact.manifest.kind if artifact.manifest else _recognise(artifact.path)
-    problems: list[str] = []
+    problems: list[UserError] = []
     facts: dict[str, object] = dict(artifact.manifest.details) if artifact.manifest else {}
+    for name in _OURS:  # whatever a stranger's manifest says of them
+        facts.pop(name, None)
     facts |= {"path": str(artifact.path), "kind": kind.value}
     _add(facts, problems, lambda: {"fingerprint": artifact.fingerprint})
     if artifact.manifest:
         facts["stage"] = artifact.manifest.stage
-    for describe in _DESCRIBERS.get(kind, ()):
+    describers = _DESCRIBERS.get(kind, ())
+    for describe in describers:
         _add(facts, problems, lambda describe=describe: describe(artifact.path))  # type: ignore[misc]
+    if describers and len(problems) >= len(describers):
+        raise problems[-1]  # nothing could be said of it
     if artifact.manifest:
         facts["parents"] = _parents(artifact)
     else:
@@ -43,17 +50,17 @@ def run(config: InspectConfig) -> dict[str, object]:
     elif config.verify:
         facts["verified"] = check_manifest(artifact)
     if problems:
-        facts["problems"] = problems
+        facts["problems"] = [str(problem) for problem in problems]
         for problem in problems:
-            console.warn(problem)
+            console.warn(str(problem))
     return facts
 
 
-def _add(facts: dict[str, object], problems: list[str], describe: Callable[[], dict[str, Any]]) -> None:
+def _add(facts: dict[str, object], problems: list[UserError], describe: Callable[[], dict[str, Any]]) -> None:
     try:
         facts |= describe()
     except UserError as error:
-        problems.append(str(error))
+        problems.append(error)
 
 
 def _recognise(path: Path) -> Kind:

@@ -10,25 +10,35 @@ import json
 import shutil
 from pathlib import Path
 
-from yangtuo import console
+from yangtuo import console, files
+from yangtuo.artifacts.draft import to_disk
 from yangtuo.artifacts.fingerprints import hash_file
 from yangtuo.artifacts.manifest import list_files
+from yangtuo.errors import FileError
 
 _MARK = "complete.json"
 
 
 def mark_complete(checkpoint: Path) -> None:
     """Writes the mark of a checkpoint whose files are all there, in one step (rename)."""
-    files = {name: hash_file(checkpoint / name) for name in list_files(checkpoint) if name != _MARK}
+    sums = {name: hash_file(checkpoint / name) for name in list_files(checkpoint) if name != _MARK}
     draft = checkpoint / f".{_MARK}"
-    draft.write_text(json.dumps(files, indent=1), encoding="utf-8")
+    draft.write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for name in (*sums, draft.name):
+        to_disk(checkpoint / name)
     draft.replace(checkpoint / _MARK)
+    to_disk(checkpoint)
 
 
-def latest_complete(directory: Path) -> Path | None:
-    """The newest whole checkpoint in `directory`; newer ones that are damaged are named in a warning and removed."""
+def latest_complete(directory: Path, last_step: int | None = None) -> Path | None:
+    """The newest whole checkpoint in `directory`, none after `last_step`.
+
+    Newer ones that are damaged are named in a warning and removed.
+    """
     for checkpoint in sorted(directory.glob("checkpoint-*"), key=step_of, reverse=True):
         damage = _damage(checkpoint)
+        if damage is None and last_step is not None and step_of(checkpoint) > last_step:
+            damage = f"the log of the run is damaged after step {last_step}"
         if damage is None:
             return checkpoint
         console.warn(f"{checkpoint.name} cannot be used: {damage}; an earlier one is taken")
@@ -45,7 +55,11 @@ def _damage(checkpoint: Path) -> str | None:
     mark = checkpoint / _MARK
     if not mark.is_file():
         return "it was not finished"
-    for name, expected in json.loads(mark.read_text(encoding="utf-8")).items():
+    try:
+        sums = files.read_json(mark, dict[str, str])
+    except FileError:  # a power cut leaves names without content
+        return f"{_MARK} is damaged"
+    for name, expected in sums.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"

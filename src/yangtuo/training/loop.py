@@ -27,7 +27,7 @@ from yangtuo import console
 from yangtuo.errors import TrainingError
 from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates, sharding
 from yangtuo.training.callback import BEST, ProgressCallback, Run
-from yangtuo.training.metrics_log import MetricsLog
+from yangtuo.training.metrics_log import MetricsLog, damaged_after
 from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.settings import Outcome, Settings, compute_dtype
 
@@ -62,7 +62,9 @@ def train(
     num_steps = settings.num_steps(len(blocks))
     ordered = OrderedBlocks(blocks, num_steps * settings.batch_size, settings.seed)
     block_size = len(blocks[0]["input_ids"])
-    resumed = processes.main_process_first(lambda: checkpoints.latest_complete(directory / CHECKPOINTS))
+    resumed = processes.main_process_first(
+        lambda: checkpoints.latest_complete(directory / CHECKPOINTS, damaged_after(directory))
+    )
     if settings.gradient_checkpointing:
         _compute_layers_again(model)
     with _quiet_transformers(), _own_environment(settings):

@@ -12,6 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from yangtuo import files
+from yangtuo.errors import FileError
+
 METRICS = "metrics.jsonl"
 
 
@@ -39,13 +44,36 @@ class MetricsLog:
         return [(row["step"], row[name]) for row in self.rows if name in row]
 
 
+class _Row(TypedDict):
+    step: int
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """All whole rows of `directory/metrics.jsonl`; none where there is no such file."""
+    """All whole rows of `directory/metrics.jsonl` up to the first that is damaged; none where there is no such file."""
+    return _read(directory)[0]
+
+
+def damaged_after(directory: Path) -> int | None:
+    """The last step before a damaged row, such as a power cut leaves; None where no row is damaged."""
+    rows, is_whole = _read(directory)
+    return None if is_whole else max((row["step"] for row in rows), default=0)
+
+
+def _read(directory: Path) -> tuple[list[dict[str, Any]], bool]:
     path = directory / METRICS
     if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a killed writer leaves half a line
+        return [], True
+    rows: list[dict[str, Any]] = []
+    for line in files.read_bytes(path, files.LARGE).splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break  # a killed writer leaves half a line
+        try:
+            row = files.parse_json(line, str(path))
+            files.check(row, str(path), _Row)
+        except FileError:
+            return rows, False
+        rows.append(row)
+    return rows, True
 
 
 def _line(row: Mapping[str, Any]) -> str:

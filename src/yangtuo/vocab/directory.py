@@ -57,6 +57,25 @@ class _Entry(TypedDict):
     special: NotRequired[bool]
 
 
+class _Text(TypedDict):
+    content: str
+
+
+_Special = str | _Text | None
+
+
+class Settings(TypedDict, total=False):
+    """What is read of tokenizer_config.json and special_tokens_map.json."""
+
+    bos_token: _Special
+    eos_token: _Special
+    unk_token: _Special
+    pad_token: _Special
+    add_bos_token: bool | None
+    add_eos_token: bool | None
+    tokenizer_class: str | None
+
+
 class _NamedTemplate(TypedDict):
     name: str
     template: str
@@ -299,6 +318,8 @@ def read_directory(path: str | Path) -> TokenizerDirectory:
     is_ice = is_ice_text(path)
     model, fast = path / (ice_text.MODEL_FILE if is_ice else MODEL_FILE), path / FAST_FILE
     settings = _read_json(path / CONFIG_FILE)
+    for file, values in ((CONFIG_FILE, settings), (_SPECIAL_FILE, _read_json(path / _SPECIAL_FILE))):
+        check(values, str(path / file), Settings)
     settings.pop("chat_template", None)
     directory = TokenizerDirectory(
         name=str(path),

@@ -21,9 +21,10 @@ import numpy.typing as npt
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
+from yangtuo.errors import FileError
 from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, UNKNOWN, USER_DEFINED, load_processor
 
-_LOOKS_LIKE_CONTROL = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+_UNREACHABLE = "\U000f1ace"  # begins the name of a control token where a text must not reach it; private, unassigned
 _MARKUP = re.compile(
     r"</?(a|b|blockquote|br|caption|code|em|h[1-6]|hr|i|li|ol|p|pre|s|strong|sub|sup|table|tbody|td|tfoot|th|thead|tr|u|ul)>"
 )
@@ -132,12 +133,7 @@ class FastEngine:
     """A tokenizer of Hugging Face's library, from the content of its tokenizer.json."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
-        self._content = dict(content)
-        # A control-like token not marked special ("<tool_call>") would be found in a user's text.
-        self._content["added_tokens"] = [
-            {**token, "special": token["special"] or bool(_LOOKS_LIKE_CONTROL.fullmatch(token["content"]))}
-            for token in content["added_tokens"]
-        ]
+        self._content = _without_reachable_controls(content)
         self._tokenizer = _tokenizer(self._content)
 
     @cached_property
@@ -179,8 +175,50 @@ class FastEngine:
         return [token.id for token in self._tokenizer.model.tokenize(piece)]
 
 
+def is_word(token: str) -> bool:
+    """Whether an added token that is not marked special is a word of a text, and no control: as expansions add them."""
+    return stands_for_text(token) or (token.isalpha() and token.lower() == token.upper())
+
+
+def _without_reachable_controls(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose control tokens no text can reach.
+
+    The library keeps special tokens out of text itself; those that are not marked so, whatever they look like, are
+    marked here. Models that look whole words up (WordLevel, WordPiece, Unigram) find a control that is in their
+    vocabulary too: there it gets a name that no text has. The unknown token stays, for text may be unknown.
+    """
+    model = dict(content["model"])
+    tokens = content["added_tokens"]
+    added = [{**token, "special": token["special"] or not is_word(token["content"])} for token in tokens]
+    unknown = {model.get("unk_token")}
+    if isinstance(model["vocab"], list) and model.get("unk_id") is not None:
+        unknown.add(model["vocab"][model["unk_id"]][0])
+    names = {
+        token["content"]: f"{_UNREACHABLE}{token['id']}"
+        for token in added
+        if token["special"] and token["content"] not in unknown
+    }
+    if isinstance(model["vocab"], list):
+        known = names.keys() & {text for text, _ in model["vocab"]}
+        model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+    else:
+        known = names.keys() & model["vocab"].keys()
+        model["vocab"] = {names.get(text, text): index for text, index in model["vocab"].items()}
+    added = [{**token, "content": names[token["content"]]} if token["content"] in known else token for token in added]
+    return {**content, "model": model, "added_tokens": added}
+
+
 def _tokenizer(content: Mapping[str, Any]) -> Any:
-    tokenizer = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
+    except BaseException as error:  # the library has none of its own, and its panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise FileError(
+            "the tokenizer.json is none that Hugging Face's library can read",
+            found=(str(error).splitlines() or [type(error).__name__])[0][:300],
+            expected="a file as tokenizers wrote it",
+        ) from error
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -9,11 +9,14 @@ import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+from typing_extensions import TypedDict
 
+from yangtuo import files
 from yangtuo.errors import FileError, VocabularyError
 from yangtuo.vocab.engines import FastEngine, SentencePieceEngine
 from yangtuo.vocab.sentencepiece_model import BLANK, BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, ranked_merges
@@ -21,20 +24,40 @@ from yangtuo.vocab.sentencepiece_model import BLANK, BYTE, CONTROL, NORMAL, UNKN
 _PROBE_LINES = 400
 
 
+_Id = Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
+
+
+class _Added(TypedDict):
+    id: _Id
+    content: str
+    special: bool
+
+
+class _Model(TypedDict):
+    type: str
+    vocab: dict[str, _Id] | list[list[Any]]
+
+
+class FastFile(TypedDict):
+    """What is read of a tokenizer.json beside what the library reads."""
+
+    model: _Model
+    added_tokens: list[_Added]
+
+
 def parse_fast(text: str, name: str) -> dict[str, Any]:
     """The object in the text of a tokenizer.json; raises `FileError` where it is none."""
     try:
-        content = json.loads(text)
-        known = content["model"]["vocab"], content["model"]["type"]
+        content = files.parse_json(text, name)
         content.setdefault("added_tokens", [])
-    except (ValueError, KeyError, TypeError) as error:
+        files.check(content, name, FastFile)
+    except FileError as error:
         raise FileError(
             f"{name} is not a tokenizer.json",
-            found=f"{type(error).__name__}: {error}",
+            found=error.found or error.problem,
             expected="a file that Hugging Face tokenizers wrote, with model and vocab",
         ) from error
-    assert len(known) == 2
-    return dict(content)
+    return content
 
 
 def fast_text(

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from yangtuo import console, files
 from yangtuo.errors import FileError, OutputError, WeightsError
@@ -152,6 +154,37 @@ def mended_ids(values: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
         console.warn(f"the padding token {pad} does not exist and is left out")
         values = {**values, "pad_token_id": None}
     return dict(values)
+
+
+_Size = Annotated[int, Field(ge=0, le=files.MAX_COUNT)] | None
+_Layers = Annotated[int, Field(ge=0, le=files.MAX_LAYERS)] | None
+
+
+class ModelConfig(TypedDict, total=False):
+    """The numbers in a config.json that decide how much is built."""
+
+    model_type: str
+    architectures: list[str] | None
+    vocab_size: _Size
+    hidden_size: _Size
+    n_embd: _Size
+    intermediate_size: _Size
+    num_hidden_layers: _Layers
+    n_layer: _Layers
+    num_layers: _Layers
+    num_attention_heads: _Size
+    num_key_value_heads: _Size
+    head_dim: _Size
+    tie_word_embeddings: bool | None
+    quantization_config: dict[str, Any] | None
+    auto_map: dict[str, Any] | None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json whose sizes are within bounds; raises `FileError`."""
+    values = files.read_json(path)
+    files.check(values, str(path), ModelConfig)
+    return values
 
 
 def read_json(path: Path) -> dict[str, Any]:

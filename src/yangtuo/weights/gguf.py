@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from yangtuo import console
+from yangtuo import console, files
 from yangtuo.errors import ConfigError, WeightsError
 from yangtuo.weights.checkpoint import Checkpoint, Tensors
+from yangtuo.weights.gguf_header import check_header
 from yangtuo.weights.gguf_vocabulary import tokenizer_metadata, tokenizer_of_metadata
 from yangtuo.weights.meta import (
     EMBEDDING,
@@ -36,25 +39,66 @@ _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 QUANTIZATIONS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
 
 
+_Size = Annotated[int, Field(ge=1, le=files.MAX_COUNT)]
+Metadata = TypedDict(
+    "Metadata",
+    {
+        "general.architecture": str,
+        "llama.block_count": Annotated[int, Field(ge=0, le=files.MAX_LAYERS)],
+        "llama.embedding_length": _Size,
+        "llama.feed_forward_length": _Size,
+        "llama.context_length": _Size,
+        "llama.attention.head_count": _Size,
+        "llama.attention.head_count_kv": _Size,
+        "llama.attention.key_length": _Size,
+        "llama.attention.layer_norm_rms_epsilon": float,
+        "llama.rope.freq_base": float,
+        "llama.rope.dimension_count": Annotated[int, Field(ge=0, le=files.MAX_COUNT)],
+        "llama.rope.scaling.type": str,
+        "llama.rope.scaling.factor": float,
+        "split.count": int,
+        "tokenizer.ggml.model": str,
+        "tokenizer.ggml.pre": str,
+        "tokenizer.ggml.tokens": list[str],
+        "tokenizer.ggml.scores": list[float],
+        "tokenizer.ggml.token_type": list[int],
+        "tokenizer.ggml.merges": list[str],
+        "tokenizer.ggml.bos_token_id": int,
+        "tokenizer.ggml.eos_token_id": int,
+        "tokenizer.chat_template": str,
+    },
+    total=False,
+)
+"""What is read of a file's metadata."""
+
+
 class GgufTensors:
     """The tensors of a GGUF file under Hugging Face's names and row order, dequantised when they are asked for."""
 
     def __init__(self, path: Path) -> None:
         library = _library()
+        check_header(path)
         try:
             self._reader = library.GGUFReader(path, "c")  # copy-on-write: torch wants memory that it might write
-        except (ValueError, OSError, IndexError, KeyError) as error:
+        except (ValueError, OSError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise WeightsError(
                 f"{path} is no GGUF file that can be read",
                 found=f"{error} ({path.stat().st_size:,} bytes)",
                 expected="the whole file as published",
             ) from error
         self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
+        files.check(self.metadata, f"the metadata of {path}", Metadata)
         self._raw = {tensor.name: tensor for tensor in self._reader.tensors}
         architecture = self.metadata.get("general.architecture")
         if architecture != "llama":
             raise WeightsError(f"{path} is no Llama", found=f"architecture {architecture}", expected="llama")
         self._check_size(path)
+        if int(self._value("block_count")) > len(self._raw):
+            raise WeightsError(
+                f"{path} holds fewer tensors than layers",
+                found=f"{len(self._raw):,} tensors",
+                expected=f"{self._value('block_count'):,} layers",
+            )
         self._dequantize = library.quants.dequantize
         entries = [entry for entry in table(int(self._value("block_count"))) if entry.gguf in self._raw]
         self._entries = {entry.hugging_face: entry for entry in entries}

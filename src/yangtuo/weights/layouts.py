@@ -17,7 +17,8 @@ import torch
 from yangtuo.errors import FileError, WeightsError
 from yangtuo.vocab.directory import GENERATION_FILE, TokenizerDirectory, has_tokenizer, is_sentencepiece, read_directory
 from yangtuo.vocab.tiktoken_model import BEGIN, END, llama_3_tokenizer
-from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, Tensors, read_json
+from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, Tensors, read_config, read_json
+from yangtuo.weights.consistency import check_tensors
 from yangtuo.weights.gguf import open_gguf
 from yangtuo.weights.meta import MetaTensors, is_meta, tokenizer_file
 from yangtuo.weights.reader import BUFFERS, TensorReader, has_weights, open_tensors
@@ -42,15 +43,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Where several layouts lie side by side, Hugging Face's says most, and is what other programs read.
     """
     if path.is_dir() and (path / CONFIG_FILE).is_file() and has_weights(path):
-        return _open_hugging_face(path)
+        return check_tensors(_open_hugging_face(path), str(path))
     if is_meta(path):
         tensors = MetaTensors(path)
         file = tokenizer_file(path)
         config = tensors.config()
-        return Checkpoint("Meta", tensors, config, partial(_meta_tokenizer, file, config) if file else None)
+        opened = Checkpoint("Meta", tensors, config, partial(_meta_tokenizer, file, config) if file else None)
+        return check_tensors(opened, str(path))
     files = gguf_files(path)
     if len(files) == 1:
-        return open_gguf(files[0])
+        return check_tensors(open_gguf(files[0]), str(files[0]))
     raise FileError(
         f"{path} holds no weights in a known layout" if not files else f"{path} holds several GGUF files",
         found=_listing(path),
@@ -64,7 +66,7 @@ def gguf_files(path: Path) -> list[Path]:
 
 
 def _open_hugging_face(path: Path) -> Checkpoint:
-    config = read_json(path / CONFIG_FILE)
+    config = read_config(path / CONFIG_FILE)
     if config.get("quantization_config"):
         raise WeightsError(
             f"{path} holds quantised weights",
@@ -73,6 +75,13 @@ def _open_hugging_face(path: Path) -> Checkpoint:
         )
     reader = open_tensors(path)
     shape = resolve_shape(config)
+    if shape.tied and shape.head in reader and not torch.equal(reader.get(shape.head), reader.get(shape.embedding)):
+        raise WeightsError(
+            f"{path} ties its head to its embedding, and holds another head",
+            found=f"tie_word_embeddings true, and a {shape.head} that differs from {shape.embedding}",
+            expected="one of both; transformers keeps the head, other programs drop it",
+            run=f'set "tie_word_embeddings": false in {path / CONFIG_FILE}, where the head was trained',
+        )
     generation = path / GENERATION_FILE
     return Checkpoint(
         "Hugging Face",

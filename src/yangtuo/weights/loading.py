@@ -13,57 +13,25 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Field
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from typing_extensions import TypedDict
 
-from yangtuo import files, models
+from yangtuo import models
 from yangtuo.errors import FileError, UserError, WeightsError
 from yangtuo.weights import adapter as adapters
+from yangtuo.weights.checkpoint import CONFIG_FILE, read_config
 from yangtuo.weights.reader import BUFFERS, open_tensors
 
-CONFIG_FILE = "config.json"
 # What the libraries raise on files that they cannot use; StrictDataclassError is that of transformers' config classes.
 _REFUSALS = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, ImportError),
     *(AssertionError, MemoryError, SafetensorError, StrictDataclassError, pickle.UnpicklingError),
 )
-
-_Size = Annotated[int, Field(ge=0, le=files.MAX_COUNT)] | None
-_Layers = Annotated[int, Field(ge=0, le=files.MAX_LAYERS)] | None
-
-
-class ModelConfig(TypedDict, total=False):
-    """The numbers in a config.json that decide how much is built."""
-
-    model_type: str
-    architectures: list[str] | None
-    vocab_size: _Size
-    hidden_size: _Size
-    n_embd: _Size
-    intermediate_size: _Size
-    num_hidden_layers: _Layers
-    n_layer: _Layers
-    num_layers: _Layers
-    num_attention_heads: _Size
-    num_key_value_heads: _Size
-    head_dim: _Size
-    tie_word_embeddings: bool | None
-    quantization_config: dict[str, Any] | None
-    auto_map: dict[str, Any] | None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The content of a config.json whose sizes are within bounds; raises `FileError`."""
-    values = files.read_json(path)
-    files.check(values, str(path), ModelConfig)
-    return values
 
 
 def load_config(directory: Path) -> PreTrainedConfig:

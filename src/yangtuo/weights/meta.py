@@ -6,16 +6,18 @@ rotates neighbouring pairs of a head's rows, Hugging Face the two halves. This m
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from yangtuo import files
 from yangtuo.errors import FileError, UserError, WeightsError, raise_all
 from yangtuo.weights.reader import TensorReader, open_tensors
 
@@ -201,6 +203,13 @@ class MetaTensors:
                 errors.append(WeightsError(f"{file} holds tensors that no Llama has", found=_shorten(unknown)))
         if errors:
             return errors
+        sizes = {entry.meta: 1 if entry.split is Split.WHOLE else 2 for entry in self._entries.values()}
+        for shard in self._shards:
+            odd = [name for name, size in sizes.items() if name in shard and len(shard.shape(name)) != size]
+            if odd:
+                errors.append(WeightsError(f"{shard.files[0]} holds tensors of other dimensions", found=_shorten(odd)))
+        if errors:
+            return errors
         for entry in self._entries.values():
             errors.extend(self._shape_problem(entry, path))
         return errors
@@ -305,16 +314,36 @@ def _context(params: Mapping[str, Any], theta: float, scaled: bool) -> int:
     return 2048 if float(params.get("norm_eps", 1e-5)) < 1e-5 else 4096  # LLaMA 1, Llama 2
 
 
+_Size = Annotated[int, Field(ge=1, le=files.MAX_COUNT)]
+
+
+class _Required(TypedDict):
+    dim: _Size
+    n_layers: Annotated[int, Field(ge=1, le=files.MAX_LAYERS)]
+    n_heads: _Size
+
+
+class Params(_Required, total=False):
+    """What is read of a params.json."""
+
+    n_kv_heads: _Size | None
+    norm_eps: Annotated[float, Field(gt=0, lt=1)]
+    rope_theta: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    use_scaled_rope: bool
+    rope_scaling_factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    max_seq_len: _Size | None
+
+
 def _read_params(path: Path) -> dict[str, Any]:
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
+        params: dict[str, Any] = files.read_json(path)
         params = params.get("model", params)  # later releases nest it
-        missing = [name for name in _REQUIRED if not isinstance(params.get(name), int)]
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileError(f"{path} cannot be read", found=str(error), expected="a JSON object") from error
-    if missing:
-        raise FileError(f"{path} lacks {', '.join(missing)}", expected=f"whole numbers for {', '.join(_REQUIRED)}")
-    assert isinstance(params, dict)
+        files.check(params, str(path), Params)
+    except FileError as error:
+        found = error.found or error.problem
+        raise FileError(
+            f"{path} is not Meta's params.json", found=found, expected=f"whole numbers for {', '.join(_REQUIRED)}"
+        ) from error
     return params
 
 

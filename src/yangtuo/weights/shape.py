@@ -151,6 +151,7 @@ def refuse_running_text(model: str, config: Mapping[str, Any], what: str) -> lis
 
 def text_config(config: Mapping[str, Any]) -> Any:
     """transformers' config object for the content of a config.json; raises as `resolve_shape`."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -168,7 +169,15 @@ def text_config(config: Mapping[str, Any]) -> Any:
         values.pop("pad_token_id")  # LLaMA's first conversions said -1
     try:
         settings = AutoConfig.for_model(kind, **values)
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
         raise WeightsError(
             "config.json contradicts itself", found=" ".join(str(error).split())[:300], expected=f"a config of {kind}"
         ) from error
