@@ -105,6 +105,12 @@ def record_text(record: Record) -> str:
                 return "\n".join(message.content for message in shape.read(record.values).messages)
             except UnusableError:
                 return ""
+    if other := [key for key in TEXT_KEYS if key in record.values]:
+        raise DataError(
+            f"{record.place}: {other[0]} is not a text",
+            found=f"{type(record.values[other[0]]).__name__} {str(record.values[other[0]])[:60]}",
+            expected="a text",
+        )
     raise DataError(
         f"{record.place} has no text",
         found="the keys " + (", ".join(record.values) or "(none)"),

@@ -5,11 +5,13 @@ Reads like its summary: base and pieces, the join in the wanted style, a directo
 
 from __future__ import annotations
 
+from collections import Counter
+
 from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
-from yangtuo.errors import VocabularyError
+from yangtuo.errors import ConfigError, VocabularyError
 from yangtuo.vocab.base import Outcome, open_base
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.scripts import DEFAULT_SCRIPTS, Scripts, compile_scripts
@@ -18,6 +20,9 @@ from yangtuo.vocab.scripts import DEFAULT_SCRIPTS, Scripts, compile_scripts
 def run(config: TokenizerMergeConfig) -> Artifact:
     """Writes the tokenizer directory `config.output`."""
     refuse_existing(config.output)
+    twice = sorted(token for token, number in Counter(config.add_token).items() if number > 1)
+    if twice:
+        raise ConfigError("--add-token names a token twice", found=", ".join(twice), expected="each token once")
     base = open_artifact(config.base, Kind.TOKENIZER, Kind.MODEL)
     pieces = open_artifact(config.pieces, Kind.TOKENIZER, Kind.MODEL)
     told = pieces.manifest.details if pieces.manifest else {}
