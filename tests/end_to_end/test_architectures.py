@@ -252,9 +252,7 @@ def _page() -> str:
             text = said[verb].removeprefix("no: ")
             number = notes.setdefault(text, len(notes) + 1) if said[verb] != "yes" else 0
             cells.append("yes" if not number else f"[{number}]")
-        lines.append(
-            f"| {SHAPES[name].__doc__.split(':')[0] if SHAPES[name].__doc__ else name} | {' | '.join(cells)} |"
-        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     shapes = (f"- **{name}**: {' '.join((SHAPES[name].__doc__ or '').split())}" for name in outcomes)
     lines += ["", *(f"[{number}] {_without_figures(text)}  " for text, number in notes.items()), "", *shapes, ""]
     return "\n".join(lines)
