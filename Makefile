@@ -22,8 +22,8 @@ install: $(VENV)/installed  ## create .venv with the pinned versions
 quickstart: install  ## teach the embedded English Llama Chinese, in minutes
 	$(BIN)/yangtuo quickstart --output $(OUTPUT)
 
-test: install  ## run the tests
-	$(BIN)/python -m pytest
+test: install  ## run the tests, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: install  ## run every test, those tagged slow too: each sharding with each dtype and adapter
 	$(BIN)/python -m pytest -m ""
