@@ -97,9 +97,10 @@ def test_a_model_that_did_not_grow_from_the_base_is_refused(road: tuple[Path, Pa
 
 def test_models_of_other_shapes_and_ids_are_refused(road: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base, grown, tuned = road
-    state = weights(tuned)
-    name = next(name for name in state if "mlp" in name)
-    save_file({**state, name: state[name][1:].contiguous()}, tuned / "model.safetensors", {"format": "pt"})
+    config = json.loads((tuned / "config.json").read_text())
+    (tuned / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    state = {name: tensor for name, tensor in weights(tuned).items() if ".layers.1." not in name}
+    save_file(state, tuned / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match="not of one shape"):
         run(grown, tmp_path / "merged", f"{tuned}-{base}")
     with pytest.raises(UserError, match="do not begin with"):
