@@ -192,7 +192,7 @@ def _without_reachable_controls(content: Mapping[str, Any]) -> dict[str, Any]:
     added = [{**token, "special": token["special"] or not is_word(token["content"])} for token in tokens]
     unknown = {model.get("unk_token")}
     if isinstance(model["vocab"], list) and model.get("unk_id") is not None:
-        unknown.add(model["vocab"][model["unk_id"]][0])
+        unknown |= {text for text, _ in model["vocab"][model["unk_id"] :][:1]}
     names = {
         token["content"]: f"{_UNREACHABLE}{token['id']}"
         for token in added

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from sentencepiece import sentencepiece_model_pb2
@@ -35,7 +35,9 @@ class _Added(TypedDict):
 
 class _Model(TypedDict):
     type: str
-    vocab: dict[str, _Id] | list[list[Any]]
+    vocab: dict[str, _Id] | list[Annotated[list[str | float], Field(min_length=2, max_length=2)]]
+    unk_token: NotRequired[str | None]
+    unk_id: NotRequired[_Id | None]
 
 
 class FastFile(TypedDict):

@@ -101,6 +101,15 @@ def resolve_shape(config: Mapping[str, Any]) -> ModelShape:
     each other, and for models of more than language.
     """
     settings = text_config(config)
+    try:
+        return _shape(settings)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise WeightsError(
+            "config.json holds values of other types", found=" ".join(str(error).split())[:300], expected="numbers"
+        ) from error
+
+
+def _shape(settings: Any) -> ModelShape:
     kind = str(settings.model_type)
     heads = _first(settings, "num_attention_heads", "n_head", "num_heads") or 1
     hidden = int(_first(settings, "hidden_size", "n_embd", "d_model") or 0)
