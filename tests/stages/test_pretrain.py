@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 
@@ -94,3 +95,11 @@ def test_data_of_another_tokenizer_is_refused(pico_byte_level: Path, pico_model:
     with pytest.raises(LineageError, match="another tokenizer"):
         pretrain.run(settings(pico_model, other.path, tmp_path / "adapter"))
     assert not (tmp_path / "adapter").exists()
+
+
+def test_the_adapters_config_is_in_sorted_order(trained: Artifact) -> None:
+    """PEFT's sets come in the order of a process's hashes: equal runs had unequal fingerprints."""
+    text = (trained.path / "adapter_config.json").read_text(encoding="utf-8")
+    values = json.loads(text)
+    assert values["target_modules"] == sorted(values["target_modules"])
+    assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"

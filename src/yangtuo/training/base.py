@@ -5,6 +5,7 @@ It knows artifacts and tokenizers by their fingerprints only; it does not depend
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,3 +212,13 @@ def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), t
         ends = {"eos_token_id": list(stop_ids)}
         tokenizer = replace(tokenizer, templates={"default": template}, generation={**tokenizer.generation, **ends})
     copy_tokenizer(tokenizer, directory)
+    _sort_adapter_config(directory / "adapter_config.json")
+
+
+def _sort_adapter_config(path: Path) -> None:
+    """PEFT writes sets in the order of this process's hashes; equal runs shall give equal bytes."""
+    values = read_json(path)
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
