@@ -52,7 +52,7 @@ format: install  ## format the code and sort its imports
 
 docs: install  ## write the reference pages of docs/stages again, and the site into site/
 	$(BIN)/python docs/generate.py
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 fuzz: install  ## feed the readers with thousands of malformed structures; prints a failing one with its seed
 	YANGTUO_FUZZ=2000 $(BIN)/python -m pytest tests/test_hostile.py --timeout 7200

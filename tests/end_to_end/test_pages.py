@@ -197,7 +197,7 @@ def _write_published(place: Path, base: Path) -> None:
     lines = [line for path in sorted((place / "texts/zh").iterdir()) for line in path.read_text("utf-8").splitlines()]
     with (place / "chinese_sp.model").open("wb") as writer:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=writer, vocab_size=400, hard_vocab_limit=False, minloglevel=2
+            sentence_iterator=iter(lines), model_writer=writer, vocab_size=1200, hard_vocab_limit=False, minloglevel=2
         )
     arguments = ["tokenizer", "merge", "--base", str(base), "--pieces", str(place / "chinese_sp.model")]
     arguments += ["--style", "published"]
