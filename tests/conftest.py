@@ -48,6 +48,11 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def pico_sentencepiece() -> bytes:
     """A SentencePiece BPE model of 400 pieces, trained with LLaMA's settings, serialized."""
+    return train_pico_sentencepiece()
+
+
+def train_pico_sentencepiece() -> bytes:
+    """What `pico_sentencepiece` gives."""
     import sentencepiece
 
     model = io.BytesIO()

@@ -16,6 +16,7 @@ from yangtuo import page
 from yangtuo.artifacts.manifest import Artifact, Kind
 from yangtuo.evaluation.report import evaluation_sections
 from yangtuo.evaluation.results import RESULTS_FILE
+from yangtuo.files import read_json
 from yangtuo.page import Block, Card, Cards, Figures, Listing, Section, Table
 from yangtuo.page.charts import draw_curves, draw_lineage
 
@@ -33,7 +34,7 @@ def run_page(
     sections = [*lead, _lineage(artifacts), *_tokenizers(artifacts), *_curves(artifacts)]
     for name, artifact in artifacts.items():
         if artifact.manifest and artifact.manifest.stage == "evaluate":
-            results = json.loads((artifact.path / RESULTS_FILE).read_text(encoding="utf-8"))
+            results = read_json(artifact.path / RESULTS_FILE)
             details = artifact.manifest.details
             sections += evaluation_sections(f"{name}, {details['suite']}", results, details.get("forgetting", {}))
     sections.append(_cost(artifacts, costs))

@@ -15,6 +15,8 @@ from yangtuo.config.merge import MergeConfig
 from yangtuo.errors import ConfigError, EvaluationError, LineageError
 from yangtuo.stages import evaluate, merge
 
+from .test_serve import serving
+
 
 def test_models_are_compared_on_the_same_text(pico_model: Path, pico_tied_model: Path, tmp_path: Path) -> None:
     (tmp_path / "zh.txt").write_text("你好，羊驼。", encoding="utf-8")
@@ -56,7 +58,7 @@ def test_two_models_of_one_name_are_refused(pico_model: Path, tmp_path: Path) ->
     config = EvaluateConfig(
         model=(str(pico_model), str(pico_model)), suite="bits-per-byte", data=("x",), output=tmp_path / "s"
     )
-    with pytest.raises(ConfigError, match="same name"):
+    with pytest.raises(ConfigError, match="name of its own"):
         evaluate.run(config)
 
 
@@ -73,6 +75,31 @@ def test_finished_answers_are_scored_without_a_model(tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out)["f1"] == 1.0
     replies = json.loads((tmp_path / "s" / "results.json").read_text("utf-8"))["gold"]["gold"]["replies"]
     assert [row["reply"] for row in replies] == ["甲_人名", "乙_人名"]
+
+
+def test_a_served_model_answers_as_its_directory_does(
+    pico_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what `predict` wrote of the same questions is scored the same: three ways to one figure."""
+    pytest.importorskip("starlette", reason="needs the extra `serve`")
+    gold = [{"id": str(n), "instruct": "the cat", "query": name, "answer": "甲_人名"} for n, name in enumerate("甲乙丙")]
+    (tmp_path / "gold.json").write_text(json.dumps(gold))
+    arguments = ["evaluate", "--suite", "ner", "--data", str(tmp_path / "gold.json"), "--max-new-tokens", "5"]
+    model = ["--model", str(pico_model), "--engine", "transformers", "--template", "alpaca"]
+    with serving(*model) as (_, address):
+        assert cli.invoke([*arguments, "--model", f"here={address}", "--output", str(tmp_path / "served")]) == 0
+        assert cli.invoke([*arguments, "--model", address.removesuffix("/v1"), "--output", str(tmp_path / "bare")]) == 0
+        refused = ["evaluate", "--suite", "bits-per-byte", "--data", str(tmp_path / "gold.json"), "--model", address]
+        assert cli.invoke(refused) == 2
+    assert "probabilities" in capsys.readouterr().err
+    asked = ["--input", str(tmp_path / "gold.json"), "--output", str(tmp_path / "p.jsonl"), "--max-new-tokens", "5"]
+    assert cli.invoke(["predict", *model, *asked]) == 0
+    scored = ["--predictions", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "scored")]
+    assert cli.invoke([*arguments, *scored]) == 0
+    ways = [json.loads((tmp_path / name / "results.json").read_text("utf-8")) for name in ("served", "bare", "scored")]
+    assert len({json.dumps(list(results.values())) for results in ways}) == 1
+    assert list(ways[0]) == ["here"]
+    assert any(row["reply"] for row in ways[0]["here"]["gold"]["replies"])
 
 
 def test_promptcblue_asks_the_model_and_writes_what_the_competition_takes(pico_model: Path, tmp_path: Path) -> None:

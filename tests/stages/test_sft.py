@@ -60,6 +60,19 @@ def test_it_learns_answers_and_brings_its_template(tuned: Artifact, pico_model: 
     assert not (tuned.path / "checkpoints").exists()
 
 
+def test_one_name_for_two_files_is_refused(
+    pico_model: Path, conversations: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Which of the two a figure speaks of could not be told; files of one stem in two directories have names enough."""
+    named = [f"a={conversations}", f"a={conversations.parent}"]
+    arguments = ["sft", "--model", str(pico_model), "--template", "alpaca", "--output", str(tmp_path / "out")]
+    assert cli.invoke([*arguments, *(word for data in named for word in ("--data", data))]) == 2
+    assert "several named a" in capfd.readouterr().err
+    (tmp_path / "rows.json").write_bytes(conversations.read_bytes())
+    twice = [str(conversations), str(tmp_path / "rows.json")]
+    assert cli.invoke([*arguments, "--dry-run", *(word for data in twice for word in ("--data", data))]) == 0
+
+
 def test_replayed_text_is_read_along_and_measured(pico_model: Path, conversations: Path, tmp_path: Path) -> None:
     prose = tmp_path / "prose.txt"
     prose.write_text("\n\n".join(f"The cat number {n} sat on the mat." for n in range(40)), encoding="utf-8")

@@ -28,7 +28,8 @@ class EvaluateConfig(StageConfig):
 
     verb: ClassVar[str] = "evaluate"
     model: InputPaths = ()
-    """A model as [NAME=]PATH: a directory or a hub id; repeatable, for a comparison."""
+    """A model as [NAME=]PATH: a directory, a hub id, or, for questions, ner and promptcblue, the address of a server of
+    the OpenAI API, such as http://127.0.0.1:8000 (#MODEL behind it names one of several); repeatable."""
     adapter: InputPath | None = None
     """A PEFT adapter to put on the last --model; give that model twice, under two names, to see the difference."""
     predictions: InputPath | None = None

@@ -11,10 +11,12 @@ import math
 import re
 import shlex
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter, validators
 
@@ -69,15 +71,33 @@ class Source:
     path: str
     name: str
     weight: float
+    is_named: bool = False
+    """Whether the user gave the name."""
 
 
 def split_source(text: str) -> Source:
-    """Splits `[NAME=]PATH[:WEIGHT]`; the name defaults to the path's stem, the weight to 1."""
+    """Splits `[NAME=]PATH[:WEIGHT]`; the name defaults to the path's stem or a server's address, the weight to 1."""
     named = re.fullmatch(r"([\w.+-]+)=(.+)", text)
     name, rest = (named[1], named[2]) if named else ("", text)
+    if rest.startswith(("http://", "https://")):
+        return Source(rest, name or urlsplit(rest).fragment or urlsplit(rest).netloc, 1.0, bool(name))
     weighted = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", rest)
     path, weight = (weighted[1], float(weighted[2])) if weighted else (rest, 1.0)
-    return Source(path, name or Path(path).name.split(".")[0], weight)
+    return Source(path, name or Path(path).name.split(".")[0], weight, bool(name))
+
+
+def split_sources(option: str, references: Sequence[str]) -> list[Source]:
+    """Splits what stood behind the flag `option`; raises `ConfigError` where two have one name."""
+    sources = [split_source(reference) for reference in references]
+    twice = sorted(name for name, number in Counter(source.name for source in sources).items() if number > 1)
+    if twice:
+        raise ConfigError(
+            f"every {option} needs a name of its own",
+            found=f"several named {', '.join(twice)}",
+            expected="a name before each path",
+            run=f"the same command with {option} FIRST=PATH {option} SECOND=PATH",
+        )
+    return sources
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,7 @@ from yangtuo.data.records import (
     suffix,
 )
 from yangtuo.errors import LineageError
+from yangtuo.files import read_json
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 PART_SIZE = 8 << 20
@@ -223,8 +224,7 @@ def make_part(
 
 def read_account(directory: Path) -> dict[str, Any]:
     """What a finished part says of itself."""
-    account: dict[str, Any] = json.loads((directory / "account.json").read_text(encoding="utf-8"))
-    return account
+    return read_json(directory / "account.json")
 
 
 def make_parts(

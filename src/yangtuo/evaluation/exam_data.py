@@ -7,7 +7,6 @@ This module asks nothing and knows no prompt.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from yangtuo.data.records import RECORD_SUFFIXES, Record, list_files, open_text, read_records, suffix
 from yangtuo.errors import DataError
+from yangtuo.files import read_json
 
 LETTERS = ("A", "B", "C", "D")
 _SPLITS = ("train", "dev", "val", "validation", "test")
@@ -176,7 +176,7 @@ def _groups(path: Path) -> dict[str, str]:
     if file is None:
         return {}
     try:
-        mapping = json.loads(file.read_text(encoding="utf-8"))
+        mapping = read_json(file)
         return {name: row["category"] if isinstance(row, dict) else row[-1] for name, row in mapping.items()}
     except (ValueError, AttributeError, KeyError, IndexError, TypeError) as error:
         raise DataError(

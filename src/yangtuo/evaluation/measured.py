@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from yangtuo import console
 from yangtuo.data.template import Message, Template, get_template, own_template
 from yangtuo.evaluation.answers import Sample, read_predictions
+from yangtuo.inference.asking import asking
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
@@ -29,6 +31,31 @@ class FinishedAnswers:
     def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:  # noqa: ARG002
         """The answer to each sample; raises `DataError` where the file does not hold these rows."""
         return read_predictions(self.file, samples)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model behind a server of the OpenAI API, which writes the prompts itself."""
+
+    address: str
+    batch_size: int = 16
+
+    def answers(self, samples: Sequence[Sample], max_new_tokens: int) -> list[str]:
+        """The model's answer to each sample."""
+        return self.replies([sample.messages() for sample in samples], max_new_tokens)
+
+    def replies(self, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> list[str]:
+        """The reply to each prompt, in order; raises `ServingError` where the server does not answer."""
+        with (
+            asking(self.address, max_new_tokens=max_new_tokens) as ask,
+            console.progress("asking", total=len(prompts), unit="questions") as bar,
+            ThreadPoolExecutor(self.batch_size) as pool,
+        ):
+            replies = []
+            for answer in pool.map(ask, range(len(prompts)), prompts):
+                replies.append(answer.text)
+                bar.advance()
+        return replies
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,19 @@ from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.lineage import check_chain
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.evaluate import EvaluateConfig
-from yangtuo.config.options import Source, split_source
+from yangtuo.config.options import Source, split_source, split_sources
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
 from yangtuo.errors import ConfigError, raise_all
 from yangtuo.evaluation import entities, exams, forgetting, promptcblue
 from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
-from yangtuo.evaluation.measured import FinishedAnswers, MeasuredModel
+from yangtuo.evaluation.measured import FinishedAnswers, MeasuredModel, ServedModel
 from yangtuo.evaluation.questions import judge, read_questions
 from yangtuo.evaluation.report import REPORT_FILE, evaluation_page
 from yangtuo.evaluation.results import Figures, Results, headline, summarise, write
 from yangtuo.hub import locate
+from yangtuo.inference.asking import is_address
 from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
 from yangtuo.weights.shape import refuse_running_text
 
@@ -42,7 +43,8 @@ def run(config: EvaluateConfig) -> Artifact | dict[str, Any]:
         refuse_existing(config.output)
     _check(config)
     measures = {source.name: _open(config, source) for source in _sources(config.data)}
-    models = {source.name: open_artifact(source.path, Kind.MODEL) for source in _sources(config.model)}
+    named = _sources(config.model)
+    models = {source.name: open_artifact(source.path, Kind.MODEL) for source in named if not is_address(source.path)}
     adapters = [open_artifact(config.adapter, Kind.ADAPTER)] if config.adapter else []
     if adapters:
         raise_all(check_chain(list(models.values())[-1], adapters))
@@ -98,9 +100,12 @@ def _subjects(
     if config.predictions:
         source = split_source(config.predictions)
         yield source.name, FinishedAnswers(Path(source.path))
-    for name, artifact in models.items():
-        adapter = adapters[0].path if adapters and name == list(models)[-1] else None
-        yield name, MeasuredModel(artifact.path, adapter, config.batch_size)
+    for source in _sources(config.model):
+        if is_address(source.path):
+            yield source.name, ServedModel(source.path, config.batch_size)
+            continue
+        adapter = adapters[0].path if adapters and source.name == list(models)[-1] else None
+        yield source.name, MeasuredModel(models[source.name].path, adapter, config.batch_size)
 
 
 def _names(references: Sequence[str]) -> list[str]:
@@ -121,6 +126,13 @@ def _check(config: EvaluateConfig) -> None:
             "--predictions holds the answers to one test set of ner or promptcblue",
             found=f"--suite {config.suite} with {len(config.data)} --data",
         )
+    served = [source.path for source in _sources(config.model) if is_address(source.path)]
+    if served and (config.suite not in _MAX_NEW_TOKENS or config.adapter):
+        raise ConfigError(
+            f"{served[0]} can be asked questions, and nothing else",
+            found="--adapter" if config.adapter else f"--suite {config.suite}, which needs probabilities of tokens",
+            expected="a model directory, or --suite " + ", ".join(_MAX_NEW_TOKENS),
+        )
     if config.suite == "forgetting" and len(config.model) < 2:
         raise ConfigError(
             "--suite forgetting compares models", expected="the base as the first --model, then the others"
@@ -131,14 +143,8 @@ def _check(config: EvaluateConfig) -> None:
             found=f"--suite {config.suite} with --data {', '.join(_names(config.data))}",
             expected="--suite forgetting --data en=TEXT",
         )
-    for option, references in (("model", config.model), ("data", config.data)):
-        names = _names(references)
-        if len(set(names)) < len(names):
-            raise ConfigError(
-                f"two of --{option} have the same name",
-                found=", ".join(names),
-                expected=f"--{option} NAME=PATH with names that differ",
-            )
+    for option, references in (("--model", config.model), ("--data", config.data)):
+        split_sources(option, references)
 
 
 def _open(config: EvaluateConfig, source: Source) -> Measure:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import yangtuo
 from yangtuo.artifacts.draft import refuse_existing
@@ -17,6 +16,7 @@ from yangtuo.config.predict import PredictConfig
 from yangtuo.data.template import Message
 from yangtuo.errors import ConfigError, ServingError
 from yangtuo.hub import locate
+from yangtuo.inference.asking import asking
 from yangtuo.inference.engine import Generation, Sampling
 from yangtuo.inference.opening import open_conversations
 from yangtuo.inference.predicting import Answer, Ask, predict, read_questions, write_submission
@@ -24,8 +24,6 @@ from yangtuo.inference.text import Detokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_RETRIES = 6
 
 
 def run(config: PredictConfig) -> dict[str, object]:
@@ -59,7 +57,10 @@ def _settings(config: PredictConfig, source: Path) -> dict[str, Any]:
 
 
 def _asking(config: PredictConfig) -> AbstractContextManager[Ask]:
-    return _server(config) if config.server is not None else _local(config)
+    if config.server is None:
+        return _local(config)
+    names = ("model", "max_new_tokens", "temperature", "seed")
+    return asking(config.server, **{name: getattr(config, name) for name in names})
 
 
 @contextmanager
@@ -90,51 +91,3 @@ def _local(config: PredictConfig) -> Iterator[Ask]:
         yield ask
     finally:
         opened.close()
-
-
-@contextmanager
-def _server(config: PredictConfig) -> Iterator[Ask]:
-    import os
-
-    try:
-        import openai
-    except ImportError as error:
-        raise ConfigError("asking a server needs the openai package", run="pip install 'yangtuo[serve]'") from error
-    assert config.server is not None
-    address = config.server if urlsplit(config.server).path.strip("/") else config.server.rstrip("/") + "/v1"
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    with openai.OpenAI(base_url=address, api_key=key, max_retries=_RETRIES, timeout=600) as client:
-        told = _explaining(openai, config.server)
-        model = config.model or told(lambda: next(iter(client.models.list())).id)
-
-        def ask(index: int, messages: Sequence[Message]) -> Answer:
-            asked: Any = [{"role": message.role, "content": message.content} for message in messages]
-            reply = told(
-                lambda: client.chat.completions.create(
-                    model=model,
-                    messages=asked,
-                    max_tokens=config.max_new_tokens,
-                    temperature=config.temperature,
-                    seed=config.seed + index,
-                )
-            )
-            choice = reply.choices[0]
-            return Answer((choice.message.content or "").strip(), choice.finish_reason)
-
-        yield ask
-
-
-def _explaining(openai: Any, server: str) -> Callable[[Callable[[], Any]], Any]:
-    """Calls the client, whose errors after its own retries are said as ours."""
-
-    def told(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except (openai.APIError, StopIteration) as error:
-            raise ServingError(
-                f"{server} does not answer",
-                found=str(getattr(error, "message", "")) or "no model",
-                expected="a server of the OpenAI API; answers so far are kept, and the same command goes on",
-            ) from error
-
-    return told

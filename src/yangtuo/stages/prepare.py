@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from yangtuo import console
 from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
-from yangtuo.config.options import Source, parse_shard, split_source
+from yangtuo.config.options import Source, parse_shard, split_sources
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.data import joining
 from yangtuo.data.blocks import BlockDataset, BlockWriter, HeldOutWriter
@@ -24,7 +23,7 @@ from yangtuo.data.decontaminate import read_exam, read_passages
 from yangtuo.data.parts import Part, Treatment, find_shards, make_part, make_parts, plan_parts
 from yangtuo.data.preview import DryRun, take_samples
 from yangtuo.data.statistics import write_page
-from yangtuo.errors import ConfigError, DataError, VocabularyError
+from yangtuo.errors import DataError, VocabularyError
 from yangtuo.hub import locate
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
@@ -67,16 +66,7 @@ def run(config: PrepareConfig) -> Artifact | DryRun:
 
 
 def _sources(config: PrepareConfig) -> list[Source]:
-    sources = [split_source(source) for source in config.source]
-    twice = sorted(name for name, number in Counter(source.name for source in sources).items() if number > 1)
-    if twice:
-        raise ConfigError(
-            "every source needs a name of its own",
-            found=f"several sources named {', '.join(twice)}",
-            expected="a name before each path",
-            run="the same command with --source FIRST=PATH --source SECOND=PATH",
-        )
-    return sources
+    return split_sources("--source", config.source)
 
 
 def _load(config: PrepareConfig, tokenizer: Artifact) -> Encoder:

@@ -18,7 +18,7 @@ from peft import PeftModel
 from yangtuo import console
 from yangtuo.artifacts.draft import Draft, refuse_existing, refuse_other_work
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
-from yangtuo.config.options import split_source
+from yangtuo.config.options import split_source, split_sources
 from yangtuo.config.sft import SftConfig
 from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import HELD_OUT, Building, account_lines, build_blocks
@@ -26,6 +26,7 @@ from yangtuo.data.preview import DryRun, take_samples
 from yangtuo.data.shapes import read_columns
 from yangtuo.data.template import Template, get_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
+from yangtuo.files import read_json
 from yangtuo.hub import locate
 from yangtuo.training import base, loop, preflight, processes
 from yangtuo.training.held_out import Blocks
@@ -52,6 +53,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
     read_columns(config.columns)
+    split_sources("--data", [reference for reference in config.data if split_source(reference).is_named])
     template = get_template(config.template, model.path)
     console.note(f"template: {template.name}" + ("" if config.template else ", as none was given"))
     require_template(template, encoder)
@@ -127,8 +129,7 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     directory = made.path / _BLOCKS
     account_file = directory / _ACCOUNT
     if account_file.is_file():
-        kept: dict[str, Any] = json.loads(account_file.read_text(encoding="utf-8"))
-        return kept
+        return read_json(account_file)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     account = _build(config, directory, template, encoder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from yangtuo.errors import FileError, VocabularyError
+from yangtuo.files import LARGE, read_text
 from yangtuo.vocab.byte_level import Merge, chars_per_word, learn_merges, merge_byte_level, require_byte_level, widen
 from yangtuo.vocab.directory import MODEL_FILE, TokenizerDirectory, read_directory
 from yangtuo.vocab.encoding import Family, fast_family
@@ -192,7 +193,7 @@ class ByteLevelBase:
 
 def _read_merges(file: Path) -> list[Merge]:
     merges: list[Merge] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(file, LARGE).splitlines(), 1):
         if line.startswith("#version") or not line:
             continue
         left, blank, right = line.partition(" ")
