@@ -82,7 +82,9 @@ def test_a_served_model_answers_as_its_directory_does(
 ) -> None:
     """And what `predict` wrote of the same questions is scored the same: three ways to one figure."""
     pytest.importorskip("starlette", reason="needs the extra `serve`")
-    gold = [{"id": str(n), "instruct": "the cat", "query": name, "answer": "甲_人名"} for n, name in enumerate("甲乙丙")]
+    gold = [
+        {"id": str(n), "instruct": "the cat", "query": name, "answer": "甲_人名"} for n, name in enumerate("甲乙丙")
+    ]
     (tmp_path / "gold.json").write_text(json.dumps(gold))
     arguments = ["evaluate", "--suite", "ner", "--data", str(tmp_path / "gold.json"), "--max-new-tokens", "5"]
     model = ["--model", str(pico_model), "--engine", "transformers", "--template", "alpaca"]
