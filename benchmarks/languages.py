@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gettext
-import html
 import io
 import re
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,6 +30,10 @@ from yangtuo.vocab.learn import divide_texts
 from yangtuo.vocab.scripts import compile_scripts, scripts_of_language
 from yangtuo.weights.gguf import open_gguf
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+
+from libreoffice_texts import fetch, read_paragraphs
+
 LANGUAGES = (
     *("am", "ar", "bn", "dz", "el", "fa", "gu", "he", "hi", "ja", "ka", "km", "kn", "ko", "ml", "mr", "or", "pa-in"),
     *("ru", "si", "ta", "te", "th", "tr", "ug", "uk", "vi", "zh-tw"),
@@ -41,31 +43,6 @@ HELP = {"dz", "el", "hi", "ja", "km", "ko", "ru", "tr", "vi", "zh-tw"}
 ZEROS = ("changed_lines", "dead_pieces", "lost_pieces", "engine_mismatch_lines", "round_trip_failures",
          "leading_blank_pieces")  # fmt: skip
 _SCRIPT_SHARE = {"vi": 0.05, "tr": 0.03}  # of letters that English lacks; half of the characters elsewhere
-_HIDDEN = re.compile(r"(?is)<(script|style|head).*?</\1>")
-_BLOCK = re.compile(r"(?is)<(?:p|h\d|td|li)[^>]*>(.*?)</(?:p|h\d|td|li)>")
-
-
-def fetch(packages: Path, names: list[str]) -> None:
-    """Downloads the packages that are missing and unpacks them beside."""
-    for name in names:
-        if not list(packages.glob(f"{name}_*.deb")):
-            subprocess.run(["apt-get", "download", name], cwd=packages, check=True, stdout=subprocess.DEVNULL)
-        if not (packages / name).is_dir():
-            (deb,) = packages.glob(f"{name}_*.deb")
-            subprocess.run(["dpkg", "-x", str(deb), str(packages / name)], check=True)
-
-
-def read_package(directory: Path) -> list[str]:
-    """The paragraphs of help pages and the messages of catalogues below a directory, once each."""
-    texts: list[str] = []
-    for page in sorted(directory.rglob("*.html")):
-        blocks = _BLOCK.finditer(_HIDDEN.sub("", page.read_text(encoding="utf-8")))
-        texts += [" ".join(html.unescape(re.sub(r"<[^>]+>", "", block[1])).split()) for block in blocks]
-    for catalogue in sorted(directory.rglob("*.mo")):
-        with catalogue.open("rb") as file:
-            messages = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
-        texts += [text.replace("~", "").replace("_", "") for key, text in messages.items() if key and text]
-    return [text for text in dict.fromkeys(texts) if len(text) > 15]
 
 
 def write_texts(packages: Path, languages: list[str], directory: Path) -> dict[str, Path]:
@@ -77,7 +54,7 @@ def write_texts(packages: Path, languages: list[str], directory: Path) -> dict[s
     files = {}
     for language, wanted in names.items():
         fetch(packages, wanted)
-        lines = [line for name in wanted for line in read_package(packages / name)]
+        lines = [line for name in wanted for line in read_paragraphs(packages / name)]
         if language != "en":
             scripts = compile_scripts(scripts_of_language(language.split("-")[0]))
             lines = [line for line in lines if scripts.share(line) > _SCRIPT_SHARE.get(language, 0.5)]

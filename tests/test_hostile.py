@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,12 @@ def test_gguf_headers(tmp_path: Path, counts: tuple[int, int], rest: bytes) -> N
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + rest)
     refused_or_taken(lambda: check_header(path))
+
+
+def test_every_verb_keeps_its_promises() -> None:
+    """As users run them; the file says what is promised. The seeds are the same each time: a new fault is ours."""
+    count = os.environ.get("YANGTUO_FUZZ", "60")
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_verbs.py")), "--count", count]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["runs"] == int(count)
