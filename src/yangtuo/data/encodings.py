@@ -11,8 +11,6 @@ import codecs
 import re
 from collections.abc import Sequence
 
-import charset_normalizer
-
 from yangtuo.errors import FileError
 from yangtuo.vocab.scripts import letter_counts
 
@@ -77,6 +75,8 @@ def has_escapes(data: bytes) -> bool:
 
 
 def _guess(data: bytes, final: bool) -> str | None:
+    import charset_normalizer  # most files are UTF-8, and never come here
+
     first = next((index for index, byte in enumerate(data) if byte > 127), 0)
     sample = data[data.rfind(b"\n", 0, first) + 1 :][:_JUDGED]
     if len(sample) == _JUDGED:  # not to end within a character: the last line break, or the last byte of ASCII

@@ -28,6 +28,7 @@ from yangtuo.data.records import (
     open_text,
     read_records,
     suffix,
+    to_nfc,
 )
 from yangtuo.data.shapes import SHAPES, UnusableError
 from yangtuo.errors import DataError
@@ -75,7 +76,7 @@ def _from_text(file: Path, division: Division) -> Iterator[Document]:
         if records.suffix(file) in _MARKDOWN_SUFFIXES:
             lines = io.StringIO(_NOT_SHOWN.sub("", stream.read()))
         parts = {"file": _whole, "paragraph": _paragraphs, "line": _lines}[division](lines)
-        yield from (Document(compose(part), str(file), encoding) for part in parts if part.strip())
+        yield from (Document(to_nfc(part), str(file), encoding) for part in parts if part.strip())
 
 
 def _whole(stream: IO[str]) -> Iterator[str]:

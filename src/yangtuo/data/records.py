@@ -53,8 +53,17 @@ def compose(text: str) -> str:
     Files from a Mac hold Korean in NFD, and vowel marks stand in any order. Never NFKC, which folds `，` into `,`.
     Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes U+FFFD.
     """
-    text = text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
-    return _SURROGATES.sub("\ufffd", text)
+    return _SURROGATES.sub("\ufffd", to_nfc(text))
+
+
+def to_nfc(text: str) -> str:
+    """NFC of a text without half surrogates, as a file decodes to; nothing composes over a line's end."""
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    lines = text.split("\n")
+    return "\n".join(
+        line if unicodedata.is_normalized("NFC", line) else unicodedata.normalize("NFC", line) for line in lines
+    )
 
 
 def suffix(file: Path) -> str:

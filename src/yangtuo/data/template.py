@@ -17,15 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import jinja2
-
 from yangtuo.data.control_tokens import HIDDEN, MARK_BEGIN, MARK_END, Controls, find_controls
 from yangtuo.data.records import compose
-from yangtuo.data.sandbox import compile_template, render
 from yangtuo.errors import ConfigError, DataError, FileError, VocabularyError
 from yangtuo.vocab.directory import is_ice_text, read_templates
 
 if TYPE_CHECKING:
+    import jinja2
+
     from yangtuo.vocab.encoding import Encoder
 
 
@@ -279,6 +278,8 @@ def _render_text(
 ) -> str:
     """The text of a conversation, written with the variables that transformers gives to chat templates."""
     given = {"messages": turns, "tools": list(tools) or None, "documents": None, "add_generation_prompt": answering}
+    from yangtuo.data.sandbox import render  # processes that prepare text never need it
+
     return render(_compile(jinja), **given, bos_token=bos, eos_token=eos)
 
 
@@ -293,6 +294,8 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 @lru_cache(maxsize=32)
 def _compile(jinja: str) -> jinja2.Template:
+    from yangtuo.data.sandbox import compile_template
+
     return compile_template(_GENERATION.sub("", jinja))
 
 
