@@ -247,7 +247,8 @@ def replace(chance: random.Random, path: Path) -> Fault:
         case "sparse":
             with path.open("wb") as file:
                 file.write(content)
-                file.truncate(64 << 30)
+                # Of a text every byte is hashed, however many there are: a hole is refused after, not before.
+                file.truncate((1 if path.suffix == ".txt" else 64) << 30)
         case "utf-16":
             path.write_bytes(content.decode("latin-1").encode("utf-16"))
     is_weights = path.suffix in (".safetensors", ".bin", ".gguf", ".pth")
@@ -389,6 +390,7 @@ def _be_the_command(arguments: list[str], place: str, log: Path, network: Path) 
     """Turns a forked process into `yangtuo ARGUMENTS`, with its output in `log` and its connections in `network`."""
     os.chdir(place)
     os.setsid()
+    os.environ["YANGTUO_CACHE"] = str(Path(place) / ".cache")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

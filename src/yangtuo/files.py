@@ -85,10 +85,16 @@ def read_bytes(path: Path, limit: int = SMALL) -> bytes:
         except OSError as error:
             raise cannot_read(path, error) from error
     if len(data) > limit:
-        raise FileError(f"{path} is too large", found=f"{path.stat().st_size:,} bytes", expected=f"at most {limit:,}")
+        check_limit(path, path.stat().st_size, limit)
     if data.startswith(_LFS):
         raise lfs_pointer(path)
     return data
+
+
+def check_limit(path: Path, size: int, limit: int) -> None:
+    """Raises `FileError` where a file of `size` bytes is larger than `limit`."""
+    if size > limit:
+        raise FileError(f"{path} is too large", found=f"{size:,} bytes", expected=f"at most {limit:,}")
 
 
 def refuse_pointer(path: Path) -> None:

@@ -22,11 +22,12 @@ WEIGHT_PATTERNS = (
 )
 """Which of a directory's files are its weights: the first entry that matches any decides."""
 
-_DECIDING = {
+SMALL_FILES = {
     *("config.json", "params.json", "adapter_config.json"),
     *("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "ice_text.model"),
 }
+"""Those that are read whole, and decide what a directory computes."""
 _MARKS = {"config.json", "params.json", "adapter_config.json", "tokenizer.model", "tokenizer.json"}
 
 
@@ -44,7 +45,7 @@ def deciding_files(names: Iterable[str]) -> list[str]:
         weights = [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
         if weights:
             break
-    chosen = {*weights, *(name for name in names if name in _DECIDING)}
+    chosen = {*weights, *(name for name in names if name in SMALL_FILES)}
     return sorted(chosen.union(name for name in names if name.startswith("additional_chat_templates/")))
 
 

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 import yangtuo
 from yangtuo import files, hub
-from yangtuo.artifacts.fingerprints import deciding_files, digest, hash_file
+from yangtuo.artifacts.fingerprints import SMALL_FILES, deciding_files, digest, hash_file
 from yangtuo.config.options import StageConfig, split_source
 from yangtuo.errors import FileError, LineageError
 
@@ -177,6 +177,18 @@ def content_fingerprint(path: Path) -> str:
     return _hashes(((str(path.resolve()), *_stamp(path)),))[0]
 
 
+def state_key(*paths: Path) -> str:
+    """Key of what files and directories hold now, for what is made of them: their fingerprints, sizes and times.
+
+    A fingerprint of a manifest says what was written; files that were changed since then make another key.
+    """
+    states = []
+    for path in paths:
+        names = deciding_files(list_files(path)) if path.is_dir() else [""]
+        states.append([content_fingerprint(path), [(name, *_stamp(path / name)) for name in names]])
+    return digest(states)[:24]
+
+
 @lru_cache(maxsize=64)
 def _hashes(files: tuple[tuple[str, int, int], ...]) -> list[str]:
     """Sums of files, given with size and time of change: each state of a directory is read once a command."""
@@ -186,6 +198,8 @@ def _hashes(files: tuple[tuple[str, int, int], ...]) -> list[str]:
 
 def _stamp(path: Path) -> tuple[int, int]:
     found = path.stat()
+    if path.name in SMALL_FILES:
+        files.check_limit(path, found.st_size, files.LARGE)
     return found.st_size, found.st_mtime_ns
 
 

@@ -37,6 +37,7 @@ IGNORED = -100
 
 _FORMAT = 1
 _BUFFER = 1 << 20  # tokens gathered before they go to the disk
+_CHECKED = 1 << 16  # blocks whose ids are checked at a time
 _PACKED_TOGETHER = 16384  # conversations that are fitted into blocks at a time
 
 Ids = Sequence[int] | npt.NDArray[Any]
@@ -101,6 +102,11 @@ class BlockDataset:
 
     def __len__(self) -> int:
         return self.num_blocks
+
+    def require_ids(self, vocabulary_size: int) -> None:
+        """Raises `FileError` where an id is not below `vocabulary_size`: a bit flipped on a disk, as a rule."""
+        for first in range(0, self.num_blocks, _CHECKED):
+            _require_ids(self.path / "tokens.bin", self._tokens[first : first + _CHECKED], vocabulary_size)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Block `index` as `input_ids`, `labels` and `position_ids`, LongTensors of shape (block_size,).
@@ -358,8 +364,11 @@ class HeldOutWriter:
         (self._directory / "held-out.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
 
 
-def held_out(path: str | Path) -> list[HeldOut]:
-    """The documents kept apart in the dataset at `path`, one entry a source that has any."""
+def held_out(path: str | Path, vocabulary_size: int | None = None) -> list[HeldOut]:
+    """The documents kept apart in the dataset at `path`, one entry a source that has any.
+
+    Raises `FileError` where an id is not below `vocabulary_size`, if that is given.
+    """
     import torch
 
     file = Path(path) / "held-out.json"
@@ -368,6 +377,8 @@ def held_out(path: str | Path) -> list[HeldOut]:
     end = max((first + length for first, length in spans), default=0)
     _check_size(Path(path) / "held-out.bin", end * np.dtype(index["dtype"]).itemsize)
     ids = np.fromfile(Path(path) / "held-out.bin", index["dtype"]).astype(np.int64)
+    if vocabulary_size is not None:
+        _require_ids(Path(path) / "held-out.bin", ids, vocabulary_size)
     return [
         HeldOut(
             source["name"],
@@ -394,13 +405,24 @@ def _read_json(file: Path, schema: Any = dict[str, Any]) -> Any:
     return files.read_json(file, schema, limit=files.LARGE)
 
 
+def _require_ids(file: Path, ids: npt.NDArray[Any], vocabulary_size: int) -> None:
+    if ids.size and int(ids.max()) >= vocabulary_size:
+        raise FileError(
+            f"{file} is damaged",
+            found=f"the token id {int(ids.max()):,}",
+            expected=f"ids below {vocabulary_size:,}, the size of the tokenizer that wrote it",
+            run=f"yangtuo inspect {file.parent} --verify, or yangtuo prepare again",
+        )
+
+
 def _check_size(file: Path, num_bytes: int | None) -> None:
     """Raises `FileError` unless a file of a dataset is as long as its index says."""
     size = files.check_input(file)
-    if (num_bytes is None and size == 0) or size != (size if num_bytes is None else num_bytes):
+    is_whole = size > 0 and size % 8 == 0 if num_bytes is None else size == num_bytes
+    if not is_whole:
         raise FileError(
             f"{file} is damaged",
             found=f"{size:,} bytes",
-            expected=f"{num_bytes:,}" if num_bytes else "at least one document",
+            expected="eight for each document" if num_bytes is None else f"{num_bytes:,}",
             run=f"yangtuo inspect {file.parent} --verify, or yangtuo prepare again",
         )

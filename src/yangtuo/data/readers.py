@@ -42,6 +42,7 @@ TEXT_KEYS = ("text", "content", "raw_content", "body")
 _MARKDOWN_SUFFIXES = (".md", ".markdown")
 _NOT_SHOWN = re.compile(r"\A---\n.*?\n---\n|<!--.*?-->", re.DOTALL)  # front matter and comments
 _EXPANSION = 4  # bytes of text that a byte of gzip or zstd is taken to hold
+_CHUNK = 1 << 24  # characters of a text that are read at a time
 _LEAST_PART = 1 << 20  # no smaller part of a file is read, unless the file is smaller
 
 
@@ -75,12 +76,22 @@ def _from_text(file: Path, division: Division) -> Iterator[Document]:
         lines: IO[str] = stream
         if records.suffix(file) in _MARKDOWN_SUFFIXES:
             lines = io.StringIO(_NOT_SHOWN.sub("", stream.read()))
-        parts = {"file": _whole, "paragraph": _paragraphs, "line": _lines}[division](lines)
+        parts = (
+            _whole(lines, file) if division == "file" else {"paragraph": _paragraphs, "line": _lines}[division](lines)
+        )
         yield from (Document(to_nfc(part), str(file), encoding) for part in parts if part.strip())
 
 
-def _whole(stream: IO[str]) -> Iterator[str]:
-    yield stream.read()
+def _whole(stream: IO[str], file: Path) -> Iterator[str]:
+    """All of a text at once; a hole in a file reads as zeros without end, and is refused where it begins."""
+    chunks = []
+    while chunk := stream.read(_CHUNK):
+        if chunk.count("\0") * 10 > len(chunk):
+            raise DataError(
+                f"{file} is no text", found="long runs of zero bytes", expected="text", run="fetch it again"
+            )
+        chunks.append(chunk)
+    yield "".join(chunks)
 
 
 def _lines(stream: IO[str]) -> Iterator[str]:

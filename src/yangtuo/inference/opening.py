@@ -14,9 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from yangtuo import console
-from yangtuo.artifacts.fingerprints import digest
 from yangtuo.artifacts.lineage import check_chain
-from yangtuo.artifacts.manifest import Artifact, Kind, content_fingerprint, open_artifact
+from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact, state_key
 from yangtuo.config.options import split_source
 from yangtuo.data.template import Template, get_template
 from yangtuo.errors import ConfigError, ServingError, UserError, WeightsError, raise_all
@@ -156,7 +155,7 @@ def _ids_only_gguf(model: Path) -> Path:
         finally:
             whole.unlink(missing_ok=True)
 
-    return cached(f"{content_fingerprint(model)[:24]}.gguf", make)
+    return cached(f"{state_key(model)}.gguf", make)
 
 
 def _gguf_tokenizer(file: Path) -> Path:
@@ -166,7 +165,7 @@ def _gguf_tokenizer(file: Path) -> Path:
         path.mkdir()
         open_gguf(file).tokenizer.write(path)
 
-    return cached(f"{content_fingerprint(file)[:24]}.tokenizer", make)
+    return cached(f"{state_key(file)}.tokenizer", make)
 
 
 def _merged(base: Artifact, adapters: Sequence[Artifact], why: str | None) -> Path:
@@ -183,4 +182,4 @@ def _merged(base: Artifact, adapters: Sequence[Artifact], why: str | None) -> Pa
             kind = UserError if done.returncode == 2 else ServingError
             raise kind(done.stderr.strip().removeprefix("error: ") or "the adapters cannot be merged")
 
-    return cached(digest([base.fingerprint, *(adapter.fingerprint for adapter in adapters)])[:24], make)
+    return cached(state_key(base.path, *(adapter.path for adapter in adapters)), make)

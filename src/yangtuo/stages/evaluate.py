@@ -20,7 +20,7 @@ from yangtuo.config.evaluate import EvaluateConfig
 from yangtuo.config.options import Source, split_source, split_sources
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
-from yangtuo.errors import ConfigError, raise_all
+from yangtuo.errors import ConfigError, DataError, raise_all
 from yangtuo.evaluation import entities, exams, forgetting, promptcblue
 from yangtuo.evaluation.answers import read_samples
 from yangtuo.evaluation.bits_per_byte import score_text
@@ -154,6 +154,8 @@ def _open(config: EvaluateConfig, source: Source) -> Measure:
         suite = source.name if source.name in exams.SUITES else "bits-per-byte"
     if suite == "bits-per-byte":
         texts = [document.text for document in read_documents(data)]
+        if not any(text.strip() for text in texts):
+            raise DataError(f"{source.path} holds no text to measure on", expected="at least one line")
         return lambda subject: score_text(subject.model, subject.encoder, texts, subject.batch_size).to_dict()
     if suite in exams.SUITES:
         return exams.open_exam(suite, data, config.shots, config.prompt, config.chat).measure

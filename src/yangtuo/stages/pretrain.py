@@ -39,7 +39,8 @@ def run(config: PretrainConfig) -> Artifact | DryRun:
     encoder = load_encoder(model.path)
     refused = base.check_running_text(model, "pre-training")
     raise_all(refused or [*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
-    dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path)
+    dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path, encoder.vocabulary_size)
+    dataset.require_ids(encoder.vocabulary_size)
     guards.require_measured(guards.parse_bounds(config.bound), [source.name for source in apart])
     if config.dry_run:
         return _dry_run(config, base.meta_model(model, earlier, base.end_ids(encoder), vars(config)), dataset, encoder)

@@ -61,6 +61,9 @@ def run(config: SftConfig) -> Artifact | DryRun:
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
     refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
     raise_all([*refused, *base.check_earlier(model, earlier)])
+    if replay:
+        BlockDataset(replay.path).require_ids(encoder.vocabulary_size)
+        held_out(replay.path, encoder.vocabulary_size)
     if config.dry_run:
         adapted = base.meta_model(model, earlier, template.stop_ids(encoder), vars(config))
         return _dry_run(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)

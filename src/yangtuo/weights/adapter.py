@@ -271,6 +271,15 @@ def _read_updates(tensors: TensorReader, config: Mapping[str, Any], name: str) -
                 expected="whole tensors; DeepSpeed ZeRO-3 leaves such where they were not gathered before saving",
             )
         )
+    whole = [key for key in tensors.names() if key not in unknown and not tensors.dtype(key).is_floating_point]
+    if whole:
+        errors.append(
+            WeightsError(
+                f"{name} holds tensors of whole numbers",
+                found=", ".join(f"{key} as {tensors.dtype(key)}" for key in whole[:4]),
+                expected="float32, float16 or bfloat16",
+            )
+        )
     if unknown:
         errors.append(WeightsError(f"{name} holds tensors of no known kind", found=", ".join(unknown[:6])))
     raise_all(errors)
