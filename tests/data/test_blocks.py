@@ -62,3 +62,21 @@ def test_held_out_documents_come_back(tmp_path: Path) -> None:
 def test_other_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="not a dataset of token blocks"):
         BlockDataset(tmp_path)
+
+
+def test_a_damaged_dataset_is_refused_before_a_model_meets_it(tmp_path: Path) -> None:
+    """An id beyond the vocabulary ends a run on a GPU in an assertion that names nothing."""
+    write_blocks(tmp_path, [[1, 9, 8, 2]], block_size=8, vocabulary_size=100, padding_id=2)
+    dataset = BlockDataset(tmp_path)
+    dataset.require_ids(10)
+    with pytest.raises(FileError, match=r"tokens\.bin is damaged"):
+        dataset.require_ids(9)
+    apart = HeldOutWriter(tmp_path, 100)
+    apart.add("zh", [1, 9], 6)
+    apart.close()
+    assert held_out(tmp_path, 10)
+    with pytest.raises(FileError, match=r"held-out\.bin is damaged"):
+        held_out(tmp_path, 9)
+    (tmp_path / "starts.bin").write_bytes(b"\0" * 9)
+    with pytest.raises(FileError, match=r"starts\.bin is damaged"):
+        BlockDataset(tmp_path)

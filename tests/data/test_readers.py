@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import types
+import unicodedata
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +19,7 @@ from yangtuo import hub
 from yangtuo.data import records
 from yangtuo.data.decontaminate import read_passages
 from yangtuo.data.readers import Division, read_documents
+from yangtuo.data.records import to_nfc
 from yangtuo.errors import DataError, FileError
 
 BOOK = (
@@ -73,6 +75,20 @@ def test_markdown_is_read_without_what_no_reader_sees(tmp_path: Path) -> None:
     assert texts(tmp_path, "line") == ["# 国防教育法", "第一条 ---"]
     (tmp_path / "a.md").rename(tmp_path / "a.txt")
     assert texts(tmp_path) == [text]
+
+
+def test_a_hole_in_a_file_is_refused_and_not_read_to_its_end(tmp_path: Path) -> None:
+    """A terabyte of zeros takes no room on a disk and all of the memory."""
+    with (tmp_path / "a.txt").open("wb") as file:
+        file.write("从前有一个小女孩。\n".encode() * 100_000)
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match="zero bytes"):
+        list(read_documents(tmp_path / "a.txt"))
+
+
+def test_nfc_of_a_text_is_that_of_its_lines() -> None:
+    text = "한국어\n" + unicodedata.normalize("NFD", "한국어 é\n\n") + "e\n\u0301\n" + "ångström" * 3
+    assert to_nfc(text) == unicodedata.normalize("NFC", text) != text
 
 
 def test_rows_give_their_text_or_their_turns(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from yangtuo.config import InspectConfig
-from yangtuo.errors import ConfigError
+from yangtuo.config import ConvertConfig, InspectConfig
+from yangtuo.errors import ConfigError, UserError
 from yangtuo.inference import cache
 from yangtuo.inference.adapters import reasons_to_merge
 from yangtuo.inference.engine import Sampling, generate
 from yangtuo.inference.opening import open_conversations
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
-from yangtuo.stages import inspect
+from yangtuo.stages import convert, inspect
 from yangtuo.training.adapter import quiet_peft
 
 PROMPT = [1, 40, 41, 42]
@@ -117,3 +117,14 @@ def test_a_gguf_file_is_a_model(pico_model: Path, tmp_path: Path) -> None:
     opened.close()
     with pytest.raises(ConfigError, match="GGUF"):
         open_conversations(str(tmp_path / "pico.gguf"), engine="transformers")
+
+
+def test_weights_changed_in_place_are_not_answered_from_the_cache(pico_model: Path, tmp_path: Path) -> None:
+    """The manifest still says what was written; what stands there now is what must speak, or be refused."""
+    artifact = convert.run(ConvertConfig(source=str(pico_model), output=tmp_path / "model"))
+    first = open_conversations(str(artifact.path), (), "llama.cpp", "alpaca")
+    first.close()
+    weights = artifact.path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        open_conversations(str(artifact.path), (), "llama.cpp", "alpaca")

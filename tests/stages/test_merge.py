@@ -259,6 +259,19 @@ def test_not_a_number_is_refused_before_anything_is_written(
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_trained_tensors_of_whole_numbers_are_refused(
+    pico_model: Path, tmp_path: Path, write_adapter: Callable[..., Path]
+) -> None:
+    """Of a matrix cast by mistake little is left, and the merged model would be the base."""
+    adapter = write_adapter(tmp_path / "adapter", pico_model, 3)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor.int() for name, tensor in state.items()}, adapter / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="whole numbers"):
+        run(pico_model, [adapter], tmp_path / "merged")
+
+
 def test_a_disk_that_is_too_small_is_noticed_first(
     pico_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_adapter: Callable[..., Path]
 ) -> None:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 import yangtuo
 from yangtuo import files, hub
 from yangtuo.artifacts.fingerprints import SMALL_FILES, deciding_files, digest, hash_file
-from yangtuo.config.options import StageConfig, split_source
+from yangtuo.config.options import StageConfig, is_address, split_source
 from yangtuo.errors import FileError, LineageError
 
 MANIFEST = "yangtuo.json"
@@ -252,6 +252,8 @@ def step_fingerprint(config: StageConfig) -> str:
 
 def _input_identity(reference: str, *, is_data: bool) -> list[Any]:
     source = split_source(reference)
+    if is_address(source.path):
+        return [source.name, source.path]
     path = hub.locate(source.path, is_data=is_data)
     if not path.exists():
         raise FileError(f"{source.path} does not exist", expected="an existing file, directory or hub id")

@@ -75,11 +75,16 @@ class Source:
     """Whether the user gave the name."""
 
 
+def is_address(reference: str) -> bool:
+    """Whether a reference names a server, and no file."""
+    return reference.startswith(("http://", "https://"))
+
+
 def split_source(text: str) -> Source:
     """Splits `[NAME=]PATH[:WEIGHT]`; the name defaults to the path's stem or a server's address, the weight to 1."""
     named = re.fullmatch(r"([\w.+-]+)=(.+)", text)
     name, rest = (named[1], named[2]) if named else ("", text)
-    if rest.startswith(("http://", "https://")):
+    if is_address(rest):
         return Source(rest, name or urlsplit(rest).fragment or urlsplit(rest).netloc, 1.0, bool(name))
     weighted = re.fullmatch(r"(.+):(\d+(?:\.\d+)?|\.\d+)", rest)
     path, weight = (weighted[1], float(weighted[2])) if weighted else (rest, 1.0)

@@ -15,11 +15,6 @@ from yangtuo.inference.predicting import Answer, Ask
 _RETRIES = 6
 
 
-def is_address(reference: str) -> bool:
-    """Whether a reference names a server, and no directory."""
-    return reference.startswith(("http://", "https://"))
-
-
 @contextmanager
 def asking(
     server: str, *, model: str | None = None, max_new_tokens: int, temperature: float = 0.0, seed: int = 0

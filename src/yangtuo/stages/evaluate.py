@@ -17,7 +17,7 @@ from yangtuo.artifacts.draft import draft, refuse_existing
 from yangtuo.artifacts.lineage import check_chain
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.evaluate import EvaluateConfig
-from yangtuo.config.options import Source, split_source, split_sources
+from yangtuo.config.options import Source, is_address, split_source, split_sources
 from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message
 from yangtuo.errors import ConfigError, DataError, raise_all
@@ -29,7 +29,6 @@ from yangtuo.evaluation.questions import judge, read_questions
 from yangtuo.evaluation.report import REPORT_FILE, evaluation_page
 from yangtuo.evaluation.results import Figures, Results, headline, summarise, write
 from yangtuo.hub import locate
-from yangtuo.inference.asking import is_address
 from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
 from yangtuo.weights.shape import refuse_running_text
 
