@@ -499,7 +499,8 @@ def main() -> int:
             most, longest = max(most, outcome.gigabytes), max(longest, outcome.seconds)
             if broken:
                 num_broken += 1
-                last = outcome.output.strip().splitlines()[-1:]
+                last = outcome.output.partition("Traceback")[2].strip().splitlines()[-8:]
+                last = last or outcome.output.strip().splitlines()[-1:]
                 print(f"seed {seed}: {command.verb}: {fault.told}: {', '.join(broken)}: {last}", flush=True)  # noqa: T201
             if options.only is not None:
                 print(f"{command}\n{fault}\n{outcome.output}")  # noqa: T201
