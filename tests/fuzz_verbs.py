@@ -368,15 +368,16 @@ def run(arguments: list[str], place: str) -> Outcome:
     child = os.fork()
     if child == 0:
         _be_the_command(arguments, place, log, network)
-    status, used = None, None
+    status, used, is_stopped = None, None, False
     while time.monotonic() - start < SECONDS:
         ended, code, used = os.wait4(child, os.WNOHANG)
         if ended:
             status = os.waitstatus_to_exitcode(code)
             break
-        if arguments[0] == "serve" and "/v1 (" in log.read_text("utf-8", "replace"):
+        if arguments[0] == "serve" and not is_stopped and "/v1 (" in log.read_text("utf-8", "replace"):
             _ask(port)
             os.kill(child, signal.SIGINT)
+            is_stopped = True
         time.sleep(0.01)
     else:
         os.kill(child, signal.SIGKILL)

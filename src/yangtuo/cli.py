@@ -191,6 +191,7 @@ def main() -> None:
         console.stderr.quiet = console.stdout.quiet = launcher.rank() > 0
         sys.excepthook = _show_once
     status = invoke(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is done: a second Ctrl-C has nothing to unwind
     if launcher.world_size() > 1:
         # One of many processes: all work is done and agreed on, and the threads of the process group now and then
         # abort in their destructors (gloo, torch 2.13), which the launcher would report as a failed run.
