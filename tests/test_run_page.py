@@ -21,6 +21,9 @@ def test_a_run_shows_lineage_curves_evaluations_and_cost(tmp_path: Path) -> None
     artifacts = {
         "convert": artifact(tmp_path / "convert", Kind.MODEL, "convert", {"source": "/given/llama"}, {}),
         "sft": artifact(tmp_path / "sft", Kind.ADAPTER, "sft", {"model": tmp_path / "convert"}, {"tokens": 12_345}),
+        "audit": artifact(
+            tmp_path / "audit", Kind.EVALUATION, "tokenizer audit", {}, {"changed_lines": 1_234, "page": "x.html"}
+        ),
         "scores": artifact(
             tmp_path / "scores", Kind.EVALUATION, "evaluate", {"m": tmp_path / "sft"}, {"suite": "bits-per-byte"}
         ),
@@ -33,6 +36,17 @@ def test_a_run_shows_lineage_curves_evaluations_and_cost(tmp_path: Path) -> None
     recipe = {"output": str(tmp_path), "steps": {"convert": {"source": "<llama>"}}}
     costs = {"sft": {"seconds": 61.5, "peak_gigabytes": 1.25}}
     html = run_page(("run", "运行"), artifacts, recipe, costs)
-    for expected in ("llama", "12,345", "61.5", "1.25", "2.5000", "&lt;llama&gt;", "sft: loss", "polyline"):
+    for expected in (
+        "changed lines",
+        "1,234",
+        "llama",
+        "12,345",
+        "61.5",
+        "1.25",
+        "2.5000",
+        "&lt;llama&gt;",
+        "sft: loss",
+        "polyline",
+    ):
         assert expected in html
     assert html.count('class="edge"') == 3

@@ -93,6 +93,14 @@ def _tokenizers(artifacts: Mapping[str, Artifact]) -> list[Section]:
             blocks.append(
                 Cards([Card(f"{base:,} → {whole:,}", f"tokens, {name} · 词表大小", f"{details['added']:,} new · 新增")])
             )
+        elif manifest and manifest.stage == "tokenizer audit":
+            counted = [(key, value) for key, value in details.items() if isinstance(value, int | float)]
+            rows = [
+                [key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"]
+                for key, value in counted
+                if not isinstance(value, bool)
+            ]
+            blocks.append(Table([f"audit, {name} · 检查", "found · 结果"], rows))
         elif manifest and manifest.kind == Kind.DATASET and "sources" in details:
             rows = [
                 [

@@ -71,7 +71,7 @@ class Source:
     path: str
     name: str
     weight: float
-    is_named: bool = False
+    is_named: bool = dataclasses.field(default=False, compare=False)
     """Whether the user gave the name."""
 
 
