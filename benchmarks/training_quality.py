@@ -223,7 +223,13 @@ def measure(model: torch.nn.Module, sources: list[HeldOut]) -> dict[str, float]:
     """Bits per byte of each source."""
     dtype = loop.compute_dtype("auto")
     packed = [held_out.pack(source, BLOCK, BATCH, sum(map(len, source.documents))) for source in sources]
-    return held_out.bits_per_byte(model, packed, lambda: torch.autocast("cpu", dtype, enabled=dtype != torch.float32))
+    return held_out.bits_per_byte(
+        model,
+        packed,
+        lambda: torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+        torch.device("cpu"),
+        lambda text: None,  # noqa: ARG005
+    )
 
 
 def show(name: str, outcome: Outcome, untouched: dict[str, float]) -> None:

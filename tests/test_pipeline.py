@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from yangtuo import pipeline
+from yangtuo import cli, hub, pipeline
 from yangtuo.artifacts.draft import draft
 from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.options import StageConfig
@@ -121,6 +122,39 @@ def test_a_missing_input_is_named_before_any_work(recipe: Path, tmp_path: Path) 
     (tmp_path / "source.txt").unlink()
     with pytest.raises(FileError, match=r"2 problems(.|\n)*step convert: source names(.|\n)*step prepare"):
         pipeline.load(recipe)
+
+
+@pytest.mark.parametrize("reference", ["texts/zh", "models/base@main", "nowhere/models/zh"])
+def test_an_input_that_looks_like_a_hub_id_and_is_none_is_named_before_any_work(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], reference: str
+) -> None:
+    """A mistyped relative path must not cost the hours of the steps before it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["run", str(recipe), "--set", f"prepare.source=zh={reference}", "--set", "output=out"]
+    for more in ([], ["--dry-run"]):
+        assert cli.invoke([*arguments, *more]) == 2
+        assert f"step prepare: source names {reference.partition('@')[0]}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_earlier_step_writes_is_asked_of_nobody(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its path as by its name; and a finished step needs its input no more."""
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "require_found", lambda reference, **_: asked.append(reference))
+    recipe.write_text(recipe.read_text().replace("${convert}", "out/convert"))
+    plan = pipeline.load(recipe, ["output=out", "convert.source=owner/name"])
+    pipeline.require_inputs(plan)
+    assert asked == ["owner/name", str(recipe.parent / "source.txt")]
+
+
+@pytest.mark.parametrize("option", ["dry_run: true", "shard: 1/2", "output: elsewhere"])
+def test_an_option_that_makes_no_sense_in_a_recipe_is_refused_as_such(recipe: Path, option: str) -> None:
+    recipe.write_text(recipe.read_text().replace("block_size: 64", option))
+    with pytest.raises(ConfigError, match=r"makes no sense in a recipe|a step's output is its name") as caught:
+        pipeline.load(recipe)
+    assert "unknown" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["nonsense", "convert.dtype", "konvert.dtype=1"])

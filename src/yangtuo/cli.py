@@ -157,6 +157,8 @@ def run(
     from yangtuo import pipeline
 
     plan = pipeline.load(recipe, set)
+    if launcher.rank() == 0:
+        pipeline.require_inputs(plan)
     pipeline.show(plan)
     with _only_result_on_stdout(json):
         results = {} if dry_run else pipeline.execute(plan, stage_function)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 from yangtuo.errors import FileError
@@ -20,6 +21,7 @@ from yangtuo.errors import FileError
 _HUB_ID = r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w.-]+))?"
 _DATA_ID = _HUB_ID + r"(?P<part>/[^/].*)?"
 _MODELSCOPE = "modelscope:"
+_PATIENCE = 20.0  # seconds for the question whether an id exists
 # The same weights for other frameworks, and Meta's originals beside converted ones: never read, often half the bytes.
 _IGNORED = ["original/*", "*.msgpack", "*.h5", "*.ot", "*.onnx", "onnx/*", "*.tflite", "*.mlmodel"]
 _TEXTS = ["txt", "md", "markdown", "jsonl", "json", "csv", "tsv", "parquet"]
@@ -33,20 +35,63 @@ def locate(reference: str, *, is_data: bool = False) -> Path:
 
     A reference that is neither an existing path nor a hub id is returned as it is, for the caller to refuse.
     """
+    path, hub_id = _parse(reference, is_data)
+    if hub_id is None:
+        return path
+    part = hub_id["part"][1:] if is_data and hub_id["part"] else ""
+    patterns = None if not is_data else [part, f"{part}/*"] if part else _TEXT_FILES
+    fetch = _from_modelscope if reference.startswith(_MODELSCOPE) else _from_hugging_face
+    return fetch(hub_id["name"], hub_id["revision"], patterns) / part
+
+
+def is_missing(reference: str, *, is_data: bool = False) -> bool:
+    """Whether `reference` is neither a path that exists nor what may be a hub id."""
+    path, hub_id = _parse(reference, is_data)
+    return hub_id is None and not os.path.lexists(path)
+
+
+def require_found(reference: str, *, is_data: bool = False) -> None:
+    """Raises `FileError` where `reference` is no path, no snapshot in the cache and nothing that the hub has.
+
+    Fetches nothing. Whether ModelScope has an id is not asked, only whether its client is there.
+    """
+    if is_missing(reference, is_data=is_data):
+        raise FileError(f"{reference} does not exist")
+    _, hub_id = _parse(reference, is_data)
+    if hub_id is None:
+        return
+    if reference.startswith(_MODELSCOPE):
+        if find_spec("modelscope") is None:
+            raise _no_modelscope(hub_id["name"])
+        return
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    kind = "dataset" if is_data else "model"
+    name, revision = hub_id["name"], hub_id["revision"]
+    try:
+        snapshot_download(name, repo_type=kind, revision=revision, local_files_only=True)
+    except LocalEntryNotFoundError:
+        try:
+            HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=_PATIENCE)
+        except (HTTPError, OSError) as error:
+            raise _not_fetched(name, error) from error
+    except HFValidationError as error:
+        raise _not_fetched(name, error) from error
+
+
+def _parse(reference: str, is_data: bool) -> tuple[Path, re.Match[str] | None]:
+    """The reference as a path, and as a hub id where it is one and no such path exists."""
     try:
         path = Path(reference).expanduser()
         if os.path.lexists(path):
-            return path
+            return path, None
     except (RuntimeError, ValueError) as error:
         raise FileError(f"{reference} is no path", found=str(error)) from error
     is_modelscope = reference.startswith(_MODELSCOPE)
     hub_id = re.fullmatch(_DATA_ID if is_data else _HUB_ID, reference.removeprefix(_MODELSCOPE))
-    if hub_id is None or (not is_modelscope and Path(path.parts[0]).exists()):
-        return path
-    part = hub_id["part"][1:] if is_data and hub_id["part"] else ""
-    patterns = None if not is_data else [part, f"{part}/*"] if part else _TEXT_FILES
-    fetch = _from_modelscope if is_modelscope else _from_hugging_face
-    return fetch(hub_id["name"], hub_id["revision"], patterns) / part
+    return path, None if not is_modelscope and Path(path.parts[0]).exists() else hub_id
 
 
 def other_layouts(names: Iterable[str]) -> list[str]:
@@ -78,18 +123,22 @@ def _from_hugging_face(hub_id: str, revision: str | None, patterns: list[str] | 
         ignored = _IGNORED if HF_HUB_OFFLINE else other_layouts(HfApi().list_repo_files(hub_id, revision=revision))
         return Path(snapshot_download(hub_id, revision=revision, ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise FileError(
-            f"{hub_id} is no local path, and could not be fetched from the hub",
-            found=str(error).splitlines()[0],
-            expected="an existing directory, or a hub id that can be reached (see HF_ENDPOINT, HF_HUB_OFFLINE)",
-        ) from error
+        raise _not_fetched(hub_id, error) from error
+
+
+def _not_fetched(hub_id: str, error: Exception) -> FileError:
+    return FileError(
+        f"{hub_id} is no local path, and could not be fetched from the hub",
+        found=str(error).splitlines()[0],
+        expected="an existing directory, or a hub id that can be reached (see HF_ENDPOINT, HF_HUB_OFFLINE)",
+    )
 
 
 def _from_modelscope(hub_id: str, revision: str | None, patterns: list[str] | None) -> Path:
     try:
         import modelscope
     except ImportError as error:
-        raise FileError(f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'") from error
+        raise _no_modelscope(hub_id) from error
     pinned = {} if revision is None else {"revision": revision}
     try:
         if patterns:
@@ -101,3 +150,7 @@ def _from_modelscope(hub_id: str, revision: str | None, patterns: list[str] | No
             found=str(error).splitlines()[0],
             expected="an id that can be reached",
         ) from error
+
+
+def _no_modelscope(hub_id: str) -> FileError:
+    return FileError(f"modelscope:{hub_id} needs the ModelScope client", run="pip install 'yangtuo[hub]'")

@@ -17,7 +17,7 @@ import json
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,7 +29,7 @@ from cyclopts import App, CycloptsError
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from yangtuo import console, files, launcher
+from yangtuo import console, files, hub, launcher
 from yangtuo.artifacts.manifest import Artifact, read_manifest, step_fingerprint
 from yangtuo.config import STAGES, other_tools
 from yangtuo.config.options import StageConfig, split_source
@@ -97,6 +97,19 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
     plan = Plan(path, directory, tuple(steps))
     raise_all(_missing_inputs(plan))
     return plan
+
+
+def require_inputs(plan: Plan) -> None:
+    """Raises `FileError` for what looks like a hub id and is none that can be fetched; finished steps need none."""
+    errors: list[UserError] = []
+    for step, option, source, is_data in _given_inputs(plan):
+        try:
+            if not step.config.output_path().exists():
+                hub.require_found(source, is_data=is_data)
+        except FileError as error:
+            told = f"step {step.name}: {option} names {source}: {error.problem}"
+            errors.append(FileError(told, found=error.found, expected=error.expected, run=error.run))
+    raise_all(errors)
 
 
 def show(plan: Plan) -> None:
@@ -216,18 +229,32 @@ def _step(name: str, values: dict[str, Any], directory: Path, variables: Mapping
     verb = values.pop("stage", name.replace("-", " "))
     if not isinstance(verb, str) or verb not in STAGES:
         raise ConfigError(f"step {name}: no stage is called {verb!r}{_hint(verb, STAGES)}", expected=", ".join(STAGES))
-    known = {option.name for option in STAGES[verb].options()}
+    known = {option.name for option in STAGES[verb].options() if option.in_recipes}
     tokens: list[str] = []
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(
-                f"step {name}: unknown option {key!r}{other_tools.hint(key, known)}", expected=", ".join(sorted(known))
-            )
+            raise _no_option(name, verb, key, known)
         tokens += _tokens(key, _substitute(value, variables, f"step {name}, {key}"))
     try:
         return Step(name, _parse(STAGES[verb], [*tokens, f"--output={directory / name}"]))
     except CycloptsError as error:
         raise ConfigError(f"step {name}: {error}") from error
+
+
+def _no_option(step: str, verb: str, key: str, known: Set[str]) -> ConfigError:
+    if key in {option.name for option in STAGES[verb].options()}:
+        flag = key.replace("_", "-")
+        return ConfigError(
+            f"step {step}: {key} makes no sense in a recipe, whose later steps need what this one writes",
+            run=f"yangtuo run RECIPE --dry-run for the plan, or yangtuo {verb} --{flag} by itself",
+        )
+    if key == "output":
+        return ConfigError(
+            f"step {step}: a step's output is its name in the recipe's output",
+            expected="output: DIR beside steps, or --set output=DIR",
+        )
+    hint = other_tools.hint(key, known)
+    return ConfigError(f"step {step}: unknown option {key!r}{hint}", expected=", ".join(sorted(known)))
 
 
 def _tokens(key: str, value: Any) -> list[str]:
@@ -274,28 +301,31 @@ def _parse(options: type[StageConfig], tokens: Sequence[str]) -> StageConfig:
 
 
 def _missing_inputs(plan: Plan) -> list[UserError]:
-    made = {str(step.config.output_path()) for step in plan.steps}
     errors: list[UserError] = []
+    for step, option, source, is_data in _given_inputs(plan):
+        if Path(source).is_dir() and plan.output.resolve().is_relative_to(Path(source).resolve()):
+            errors.append(
+                OutputError(
+                    f"the recipe's output {plan.output} lies inside {source}, which step {step.name} reads",
+                    expected="an output outside of all inputs, which would change with it",
+                    run=f"yangtuo run {plan.recipe} --set output=DIR",
+                )
+            )
+        if hub.is_missing(source, is_data=is_data):
+            errors.append(FileError(f"step {step.name}: {option} names {source}, which does not exist"))
+    return errors
+
+
+def _given_inputs(plan: Plan) -> Iterator[tuple[Step, str, str, bool]]:
+    """Every input that no earlier step makes: the step, the option, the reference, and whether it is a data set's."""
+    made = set[str]()
     for step in plan.steps:
+        data = {option.name for option in step.config.options() if option.is_data}
         for option, references in step.config.input_references().items():
             for source in (split_source(reference).path for reference in references):
-                if Path(source).is_dir() and plan.output.resolve().is_relative_to(Path(source).resolve()):
-                    errors.append(
-                        OutputError(
-                            f"the recipe's output {plan.output} lies inside {source}, which step {step.name} reads",
-                            expected="an output outside of all inputs, which would change with it",
-                            run=f"yangtuo run {plan.recipe} --set output=DIR",
-                        )
-                    )
-                # `owner/name` may be a hub id; whatever starts like a path must exist.
-                if (
-                    source in made
-                    or Path(source).exists()
-                    or re.fullmatch(r"(modelscope:)?\w[\w.-]*/\w[\w.-]*", source)
-                ):
-                    continue
-                errors.append(FileError(f"step {step.name}: {option} names {source}, which does not exist"))
-    return errors
+                if source not in made:
+                    yield step, option, source, option in data
+        made.add(str(step.config.output_path()))
 
 
 def _stale(plan: Plan, changed: Step) -> OutputError:

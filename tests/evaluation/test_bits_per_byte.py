@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import yangtuo
 from yangtuo.config.convert import ConvertConfig
 from yangtuo.evaluation import bits_per_byte
 from yangtuo.evaluation.bits_per_byte import score_text
@@ -45,6 +46,21 @@ def test_long_documents_are_read_in_windows_and_every_token_once(
     assert cut.num_tokens == whole.num_tokens
     assert cut.document_bits != whole.document_bits
     assert cut.bits_per_byte == pytest.approx(whole.bits_per_byte, rel=0.1)
+
+
+def test_the_figure_hardly_depends_on_the_length_of_the_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that has learned, of which the same text is asked in windows of two lengths."""
+    quickstart = Path(yangtuo.__file__).parent / "quickstart"
+    convert.run(ConvertConfig(source=str(quickstart / "base"), output=tmp_path / "base"))
+    model, encoder = load_model(tmp_path / "base"), load_encoder(tmp_path / "base")
+    texts = [path.read_text(encoding="utf-8")[:6000] for path in sorted((quickstart / "texts/en-held-out").iterdir())]
+    figures = {}
+    for window in (128, 256):
+        monkeypatch.setattr(bits_per_byte, "MAX_WINDOW", window)
+        figures[window] = score_text(model, encoder, texts[:4]).bits_per_byte
+    assert figures[128] == pytest.approx(figures[256], rel=0.005)
 
 
 def test_an_interval_is_taken_over_documents(pico_model: Path) -> None:

@@ -1,7 +1,8 @@
 """What options are made of: marks, value types, and the base of every verb's config class.
 
 `INPUT` marks a path whose *content* decides the result, `DATA` one whose hub id is that of a data set, `HOW` an option
-that changes how the work is done but not what comes out. This module knows no verb.
+that changes how the work is done but not what comes out, `COMMAND` one that a step of a recipe cannot have. This module
+knows no verb.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from yangtuo.errors import ConfigError
 INPUT = "input"
 DATA = "data"
 HOW = "how"
+COMMAND = "command"
 
 InputPath = Annotated[str, INPUT]
 InputPaths = Annotated[tuple[str, ...], INPUT, Parameter(negative="")]
@@ -62,6 +64,7 @@ class Option:
     is_input: bool
     is_data: bool
     shapes_result: bool
+    in_recipes: bool
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,13 @@ class StageConfig:
         hints = typing.get_type_hints(cls, include_extras=True)
         marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
         return [
-            Option(field.name, INPUT in marks[field.name], DATA in marks[field.name], HOW not in marks[field.name])
+            Option(
+                name=field.name,
+                is_input=INPUT in marks[field.name],
+                is_data=DATA in marks[field.name],
+                shapes_result=HOW not in marks[field.name],
+                in_recipes=COMMAND not in marks[field.name],
+            )
             for field in dataclasses.fields(cls)
             if field.name != "output"
         ]

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from cyclopts import Parameter
 
 from yangtuo.config.options import (
+    COMMAND,
     HOW,
     DataPaths,
     InputPath,
@@ -50,10 +51,10 @@ class PrepareConfig(StageConfig):
     """Evaluation sets (txt, csv, json, jsonl, parquet) whose passages are removed from the text; repeatable."""
     seed: Seed = 0
     """Seed of the held-out choice and of the sampling by weight."""
-    shard: Annotated[str | None, HOW] = None
+    shard: Annotated[str | None, HOW, COMMAND] = None
     """I/N makes the I-th of N shares of the work, as OUTPUT.shard-I-of-N, on any machine; with all of them beside the
     output, the same command without --shard joins them."""
-    dry_run: Annotated[bool, HOW] = False
+    dry_run: Annotated[bool, HOW, COMMAND] = False
     """Write nothing: show figures and samples of blocks as the model sees them, from the beginning of each source."""
 
     def output_path(self) -> Path:

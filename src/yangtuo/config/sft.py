@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, DataPaths, InputPath, Positive, PositiveFloat, Share
+from yangtuo.config.options import COMMAND, HOW, DataPaths, InputPath, Positive, PositiveFloat, Share
 from yangtuo.config.training import TrainingConfig
 
 
@@ -42,5 +42,5 @@ class SftConfig(TrainingConfig):
     """Peak learning rate, after the warm-up."""
     epochs: PositiveFloat = 3.0
     """Passes over the conversations."""
-    dry_run: Annotated[bool, HOW] = False
+    dry_run: Annotated[bool, HOW, COMMAND] = False
     """Write nothing: show what became of the rows, samples of the blocks as the model sees them, and the plan."""

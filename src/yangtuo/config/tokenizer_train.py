@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, InputPaths, Positive, StageConfig, Words
+from yangtuo.config.options import COMMAND, HOW, InputPath, InputPaths, Positive, StageConfig, Words
 
 
 @Parameter(name="*")
@@ -37,7 +37,7 @@ class TokenizerTrainConfig(StageConfig):
     transformers and vLLM read the result; llama.cpp cannot."""
     sample_bytes: Positive = 200_000_000
     """At most this many bytes of text are read into memory; larger corpora are sampled evenly."""
-    dry_run: Annotated[bool, HOW] = False
+    dry_run: Annotated[bool, HOW, COMMAND] = False
     """Only say what would be learned and whether expansion is likely to pay."""
     training_tokens: Annotated[Positive | None, HOW] = None
     """With --dry-run: how many tokens of training are planned, so that it says whether they are enough."""

@@ -7,18 +7,23 @@ between a base and a model with more pieces. It knows no templates and no stages
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from yangtuo import console
 from yangtuo.evaluation.intervals import ratio_of_sums
+from yangtuo.training import held_out, loss
 from yangtuo.vocab.encoding import Encoder
 
 MAX_WINDOW = 2048  # tokens
+_TRIED, _NEAR = 64, 1e-3  # tokens by which a head is tried, and how near two figures of one model are
 
 
 @dataclass(frozen=True)
@@ -60,28 +65,24 @@ class TextScore:
         }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_text(model: PreTrainedModel, encoder: Encoder, documents: Sequence[str], batch_size: int = 16) -> TextScore:
-    """Scores each document from its start, after BOS, in consecutive windows of at most `MAX_WINDOW` tokens.
+    """Scores each document from its start, after BOS, in sliding windows of at most `MAX_WINDOW` tokens.
 
-    Every token but BOS is predicted once; a window sees nothing of the one before it.
+    Every token but BOS is predicted once, with half a window before it where the document has as much.
     """
-    window = min(MAX_WINDOW, int(model.config.max_position_embeddings)) - 1
+    size = min(MAX_WINDOW, getattr(model.config, "max_position_embeddings", None) or MAX_WINDOW)
     start = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id
     assert start is not None, "a tokenizer without BOS and EOS"
-    encoded = [[start, *ids] for ids in encoder.encode_batch(documents)]
-    windows = [
-        (number, ids[begin : begin + window + 1])
-        for number, ids in enumerate(encoded)
-        for begin in range(0, len(ids) - 1, window)
-    ]
-    windows.sort(key=lambda item: len(item[1]))
+    encoded = [torch.tensor([start, *ids]) for ids in encoder.encode_batch(documents)]
+    windows = held_out.slide([len(ids) for ids in encoded], size)
     nats = [0.0] * len(encoded)
+    score = _scorer(model, min(size, _TRIED))
     with console.progress("scoring", total=len(windows), unit="windows") as bar:
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]
-            sums = _negative_log_likelihoods(model, [ids for _, ids in batch])
-            for (number, _), value in zip(batch, sums, strict=True):
+        for batch in held_out.group(windows, batch_size * size):
+            inputs, rows = held_out.collate(encoded, batch)
+            sums = score(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+            for number, value in zip(rows, sums.tolist(), strict=True):
                 nats[number] += value
             bar.advance(len(batch))
     return TextScore(
@@ -92,13 +93,9 @@ def score_text(model: PreTrainedModel, encoder: Encoder, documents: Sequence[str
     )
 
 
-def _negative_log_likelihoods(model: PreTrainedModel, batch: Sequence[Sequence[int]]) -> list[float]:
-    """Sums in nats over all tokens but the first of each of the right-padded windows."""
-    width = max(map(len, batch))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in batch], device=model.device)
-    lengths = torch.tensor([len(row) for row in batch], device=model.device)
-    mask = torch.arange(width, device=model.device) < lengths[:, None]
-    logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1].long()).logits
-    nll = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-    sums: list[float] = (nll * mask[:, 1:]).double().sum(dim=1).tolist()
-    return sums
+def _scorer(model: PreTrainedModel, num_tried: int) -> Callable[..., Tensor]:
+    """The loss by row of `model`: in slices where its head is plain, which is tried, else by its own logits."""
+    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    ids = torch.arange(num_tried, device=model.device)[None] % own.get_input_embeddings().num_embeddings
+    sliced, whole = (loss.nats_by_row(own, ids, sliced, input_ids=ids) for sliced in (loss.has_plain_head(own), False))
+    return partial(loss.nats_by_row, own, sliced=bool(torch.allclose(sliced, whole, rtol=_NEAR)))

@@ -33,7 +33,8 @@ class Run:
 
     model: PeftModel
     metrics: MetricsLog
-    measure: Callable[[], dict[str, float]]
+    measure: Callable[[Callable[[str], None]], dict[str, float]]
+    """Held-out bits per byte; what it is given is told how far it is."""
     report: Callable[[dict[str, float]], None]
     """Tells the trackers of `report_to`."""
     batch_name: Callable[[int], str]
@@ -78,7 +79,7 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         # Only now do model and parameters stand as they will be trained: sharded, on their device, in their dtype.
         self._movement = guards.Movement(values.get("model") or self._run.model, self._run.rows_first_steps)
-        if state.global_step == 0 and (before := self._run.measure()):
+        if state.global_step == 0 and (before := self._measure()):
             self._write_measures(0, before)
             if self._run.bounds:
                 self._keep_best()  # nothing learned keeps every bound, until something better does
@@ -144,12 +145,15 @@ class ProgressCallback(TrainerCallback):
         finally:
             signal.signal(signal.SIGTERM, previous)
 
+    def _measure(self) -> dict[str, float]:
+        return self._run.measure(lambda text: self._bar.advance(0, text))
+
     def _write_measures(self, step: int, now: dict[str, float]) -> None:
         self._run.metrics.write(step, {"bits_per_byte": now})
         self._run.report({f"bits_per_byte/{name}": value for name, value in now.items()})
 
     def _take_measures(self, step: int) -> None:
-        now = self._run.measure()
+        now = self._measure()
         if not now:
             return
         self._write_measures(step, now)

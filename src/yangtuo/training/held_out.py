@@ -1,14 +1,16 @@
-"""Held-out bits per byte of a model in training, one number a source (a language, as a rule).
+"""Bits per byte of text that nothing was trained in: the one code by which training measures, and `yangtuo evaluate`.
 
 Bits per byte compare models with different vocabularies: the summed cross-entropy of a text in bits, over its UTF-8
-bytes. Here documents are read in windows of the training length, to be cheap and steady while training runs; the
-figure to publish is `yangtuo evaluate`'s. This module does not depend on tokenizers or files.
+bytes. A document that is longer than a window is read in windows that slide by half their length, and of each but the
+first only the second half counts: every token has at least half a window before it, so that the figure hardly depends
+on the window's length. Long documents are read twice for that, those that fit once. This module does not depend on
+tokenizers or files.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,9 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from yangtuo.training.loss import IGNORED
-
-Row = tuple[Tensor, Tensor, Tensor]
-"""Ids, labels and position ids, each of shape (block_size,)."""
 
 
 class Documents(Protocol):
@@ -47,101 +46,118 @@ Source = Documents | Blocks
 
 
 @dataclass(frozen=True)
+class Window:
+    """Tokens `begin` to `end` of a document, of which those from `scored` on count."""
+
+    document: int
+    begin: int
+    scored: int
+    end: int
+
+
+Batch = tuple[dict[str, Tensor], list[int]]
+"""What a model takes, `labels` included, and the document that each row is of."""
+
+
+@dataclass(frozen=True)
 class Measure:
-    """One source, packed: batches as the model takes them, and the bytes that their tokens stand for."""
+    """One source in batches, and the bytes that the tokens that count in them stand for."""
 
     name: str
-    batches: list[dict[str, Tensor]]
+    batches: list[Batch]
     num_bytes: float
 
 
-def pack(source: Source, block_size: int, batch_size: int, max_tokens: int) -> Measure:
-    """Packs a source into rows of `block_size` tokens, `batch_size` rows at a time.
+def slide(lengths: Sequence[int], size: int) -> list[Window]:
+    """Windows of at most `size` tokens over documents of `lengths` tokens: each token after the first counts once."""
+    size = max(size, 2)
+    context = size // 2
+    windows = []
+    for document, length in enumerate(lengths):
+        done = 1
+        while done < length:
+            begin = max(0, done - context) if done > 1 else 0
+            windows.append(Window(document, begin, done, min(begin + size, length)))
+            done = windows[-1].end
+    return windows
 
-    Every token after a document's BOS is predicted exactly once, in windows of the row's length; blocks are rows as
-    they are. Where the source holds more than `max_tokens`, its first are taken, and bytes are counted in proportion.
+
+def group(windows: Sequence[Window], num_tokens: int) -> list[list[Window]]:
+    """The windows in batches of at most `num_tokens`, padding included; longest first, so that there is little."""
+    batches: list[list[Window]] = []
+    for window in sorted(windows, key=lambda window: window.begin - window.end):
+        if not batches or (len(batches[-1]) + 1) * _length(batches[-1][0]) > num_tokens:
+            batches.append([])
+        batches[-1].append(window)
+    return batches
+
+
+def collate(documents: Sequence[Tensor], windows: Sequence[Window]) -> Batch:
+    """The windows as rows, padded on the right, where nothing that counts can see it."""
+    width = max(map(_length, windows))
+    ids = torch.zeros(len(windows), width, dtype=torch.long)
+    labels = torch.full((len(windows), width), IGNORED)
+    for row, window in enumerate(windows):
+        tokens = documents[window.document][window.begin : window.end]
+        ids[row, : len(tokens)] = tokens
+        labels[row, window.scored - window.begin : len(tokens)] = tokens[window.scored - window.begin :]
+    return {"input_ids": ids, "labels": labels}, [window.document for window in windows]
+
+
+def pack(source: Source, block_size: int, batch_size: int, max_tokens: int) -> Measure:
+    """The batches by which a source is measured while training runs: windows of `block_size`, or blocks as they are.
+
+    At most `max_tokens` pass through the model, those that are context alone included: of a larger source the first are
+    taken, and bytes are counted in proportion. A batch has no more tokens than `batch_size` blocks.
     """
-    rows, share = (
-        _block_rows(source, max_tokens) if isinstance(source, Blocks) else _text_rows(source, block_size, max_tokens)
-    )
-    keys = ("input_ids", "labels", "position_ids")
-    batches = [
-        {key: torch.stack([row[index] for row in rows[start : start + batch_size]]) for index, key in enumerate(keys)}
-        for start in range(0, len(rows), batch_size)
-    ]
+    if isinstance(source, Blocks):
+        return _pack_blocks(source, batch_size, max_tokens)
+    documents = source.documents
+    windows, taken = slide([len(document) for document in documents], block_size), 0
+    for count, window in enumerate(windows):
+        taken += _length(window)
+        if taken > max_tokens and count:
+            windows = windows[:count]
+            break
+    counted = sum(window.end - window.scored for window in windows)
+    share = counted / max(1, sum(len(document) - 1 for document in documents))
+    batches = [collate(documents, batch) for batch in group(windows, batch_size * block_size)]
     return Measure(source.name, batches, source.num_bytes * share)
 
 
-def _text_rows(source: Documents, block_size: int, max_tokens: int) -> tuple[list[Row], float]:
-    documents, taken = [], 0
-    total = sum(len(document) - 1 for document in source.documents)
-    for document in source.documents:
-        if taken < max_tokens:
-            documents.append(document[: max_tokens - taken + 1])
-            taken += len(documents[-1]) - 1
-    return _rows(documents, block_size), taken / max(total, 1)
-
-
-def _block_rows(source: Blocks, max_tokens: int) -> tuple[list[Row], float]:
+def _pack_blocks(source: Blocks, batch_size: int, max_tokens: int) -> Measure:
     blocks = [source.blocks[index] for index in range(len(source.blocks))]
     counts = [int((block["labels"][1:] != IGNORED).sum()) for block in blocks]
     num_taken = max(1, max_tokens // len(blocks[0]["input_ids"])) if blocks else 0
-    rows = [(block["input_ids"], block["labels"], block["position_ids"]) for block in blocks[:num_taken]]
-    return rows, sum(counts[:num_taken]) / max(sum(counts), 1)
+    taken = blocks[:num_taken]
+    batches: list[Batch] = []
+    for start in range(0, len(taken), batch_size):
+        rows = taken[start : start + batch_size]
+        batches.append(({key: torch.stack([row[key] for row in rows]) for key in rows[0]}, [0] * len(rows)))
+    return Measure(source.name, batches, source.num_bytes * sum(counts[:num_taken]) / max(sum(counts), 1))
 
 
-def _rows(documents: Sequence[Tensor], block_size: int) -> list[Row]:
-    windows = [
-        document[start : start + block_size]
-        for document in documents
-        for start in range(0, len(document) - 1, block_size - 1)
-    ]
-    windows.sort(key=len, reverse=True)  # first fit, longest first, wastes least
-    bins: list[list[Tensor]] = []
-    space: list[int] = []
-    for window in windows:
-        index = next((i for i, free in enumerate(space) if free >= len(window)), None)
-        if index is None:
-            bins.append([])
-            space.append(block_size)
-            index = len(bins) - 1
-        bins[index].append(window)
-        space[index] -= len(window)
-    return [_row(windows, block_size) for windows in bins]
-
-
-def _row(windows: Sequence[Tensor], block_size: int) -> Row:
-    ids = torch.zeros(block_size, dtype=torch.long)
-    labels = torch.full((block_size,), IGNORED)
-    positions = torch.zeros(block_size, dtype=torch.long)
-    start = 0
-    for window in windows:
-        end = start + len(window)
-        ids[start:end] = window
-        labels[start + 1 : end] = window[1:]
-        positions[start:end] = torch.arange(len(window))
-        start = end
-    positions[start:] = torch.arange(block_size - start)
-    return ids, labels, positions
-
-
-@torch.no_grad()
 def bits_per_byte(
-    model: nn.Module, measures: Sequence[Measure], context: Any, device: torch.device
+    model: nn.Module, measures: Sequence[Measure], context: Any, device: torch.device, show: Callable[[str], None]
 ) -> dict[str, float]:
     """Bits per byte of each source by the model as it is trained, sharded or not, on its `device`.
 
-    `context()` gives the autocast context that training runs in. All processes call it.
+    `context()` gives the autocast context that training runs in, `show` is told how far it is. All processes call it.
     """
     was_training = model.training
     model.eval()
     result = {}
     for measure in measures:
         nats = 0.0
-        for batch in measure.batches:
-            with context():
-                moved = {key: tensor.to(device) for key, tensor in batch.items()}
-                nats += float(model(**moved, num_items_in_batch=1).loss)
+        for number, (inputs, _) in enumerate(measure.batches, 1):
+            show(f"measuring {measure.name}: {number} of {len(measure.batches)} batches")
+            with torch.no_grad(), context():
+                moved = {key: tensor.to(device) for key, tensor in inputs.items()}
+                nats += float(model(**moved, by_row=True).loss.sum())
         result[measure.name] = nats / math.log(2) / measure.num_bytes if measure.num_bytes else math.nan
     model.train(was_training)
     return result
+
+
+def _length(window: Window) -> int:
+    return window.end - window.begin

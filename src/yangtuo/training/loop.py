@@ -34,7 +34,7 @@ from yangtuo.training.settings import Outcome, Settings, compute_dtype
 CHECKPOINTS = "checkpoints"
 SCRATCH = {CHECKPOINTS, BEST}
 """What stands in a run's directory until its adapter is finished, and is no part of it."""
-_MEASURED_TOKENS = 1 << 17  # held-out tokens a source that are measured while training runs
+_MEASURED_TOKENS = 1 << 17  # tokens a source that pass through the model in a measurement while training runs
 _WEIGHTS = "adapter_model.safetensors"
 _NAMED_BLOCKS = 8
 
@@ -76,8 +76,8 @@ def train(
         run = Run(
             model=model,
             metrics=MetricsLog(directory, checkpoints.step_of(resumed) if resumed else 0, writes=processes.rank() == 0),
-            measure=lambda: held_out.bits_per_byte(
-                trainer.model_wrapped, measures, trainer.accelerator.autocast, arguments.device
+            measure=lambda show: held_out.bits_per_byte(
+                trainer.model_wrapped, measures, trainer.accelerator.autocast, arguments.device, show
             ),
             report=trainer.report,
             batch_name=partial(_batch_name, ordered, settings.batch_size, decode),

@@ -8,6 +8,7 @@ This module knows one thing of a model: a backbone under `base_model_prefix` and
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -91,58 +92,102 @@ def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> Te
 
     `states` (N, H), `labels` (N,) without ignored ones; under autocast the products take its dtype.
     """
-    device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.whole.dtype
-    with torch.autocast(device, enabled=False):
-        weight = head.whole.detach().to(dtype)
+    weight = _in_arithmetic(head.whole)
+    with torch.autocast(states.device.type, enabled=False):
         if not torch.is_grad_enabled():
-            return _measured(states, weight, labels)
+            return _nats(states, weight, labels).sum()
         total: Tensor = _SlicedCrossEntropy.apply(states, head.learned, weight, head.rows, labels)  # type: ignore[no-untyped-call]
         return total
 
 
-def _measured(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same sum where nothing learns from it: no gradient is computed."""
-    total = torch.zeros((), dtype=torch.float32, device=states.device)
+def _in_arithmetic(weight: Tensor) -> Tensor:
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    return weight.detach().to(dtype)
+
+
+def _nats(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy (N,) of each of `states` (N, H), from which nothing learns: no gradient is computed."""
+    nats = torch.empty(len(labels), dtype=torch.float32, device=states.device)
     for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
         logits = states[place].to(weight.dtype) @ weight.T
         for rows in _slices(len(logits), len(weight), _WIDE_ELEMENTS.get(logits.device.type, _SLICE_ELEMENTS)):
-            total += cross_entropy(logits[rows].float(), labels[place][rows], reduction="sum")
-    return total
+            nats[place][rows] = cross_entropy(logits[rows].float(), labels[place][rows], reduction="none")
+    return nats
 
 
 def use_sliced_loss(model: PreTrainedModel) -> bool:
     """Replaces the loss that `model` computes from `labels` by the sliced one; False where its logits are special.
 
     The forward pass then returns a loss and no logits, never uses the cache (packed documents would see each other),
-    and divides the sum by `num_items_in_batch`, or by the number of learned positions where that is not given.
+    and divides the sum by `num_items_in_batch`, or by the number of learned positions where that is not given. With
+    `by_row` the loss of every model is what `nats_by_row` gives.
     """
-    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
-        return False
-    if getattr(output_head(model), "bias", None) is not None:
-        return False
-    original = model.forward
+    original, sliced = model.forward, has_plain_head(model)
 
-    def forward(self: PreTrainedModel, *args: Any, labels: Tensor | None = None, **inputs: Any) -> Any:
+    def forward(
+        self: PreTrainedModel, *args: Any, labels: Tensor | None = None, by_row: bool = False, **inputs: Any
+    ) -> Any:
         if labels is None:
             return original(*args, **inputs)
+        if by_row:
+            return CausalLMOutputWithPast(loss=nats_by_row(self, labels, sliced, **inputs))  # type: ignore[arg-type]
+        if not sliced:
+            return original(*args, labels=labels, **inputs)
         return CausalLMOutputWithPast(loss=_causal_loss(self, labels, **inputs))
 
     model.forward = MethodType(forward, model)
-    return True
+    return sliced
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits of `model` are the product of its states and its head, and nothing more, by its config."""
+    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_CHANGES):
+        return False
+    return getattr(output_head(model), "bias", None) is None
+
+
+@torch.no_grad()
+def nats_by_row(model: PreTrainedModel, labels: Tensor, sliced: bool, **inputs: Tensor) -> Tensor:
+    """The summed cross-entropy (B,), in nats and float32, of the `labels` (B, T) in each row of the `inputs`.
+
+    `sliced`: from the states, without logits ever standing whole; else by the model's own logits, a row at a time.
+    Under sharding all processes call it with inputs of one shape.
+    """
+    if sliced:
+        states, targets, learned = _learned_states(model, labels, inputs)
+        head = output_head(model)
+        weight = _whole_weight(head)
+        nats = (
+            torch.cat([_nats_through(head, *part) for part in _parts(states, targets, labels.numel())])
+            if weight is None
+            else _nats(states, _in_arithmetic(weight.whole), targets)
+        )
+        return nats.new_zeros(len(labels)).index_add(0, learned // (labels.shape[1] - 1), nats)
+    sums = torch.zeros(len(labels), device=labels.device)
+    for index, targets in enumerate(labels[:, 1:]):
+        one = {name: value[index, None] for name, value in inputs.items()}
+        logits = model.forward(**one, use_cache=False).logits[0, :-1]
+        for part in _slices(len(logits), logits.shape[1], _SLICE_ELEMENTS):
+            sums[index] += cross_entropy(logits[part].float(), targets[part], ignore_index=IGNORED, reduction="sum")
+    return sums
+
+
+def _learned_states(model: PreTrainedModel, labels: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """The states (N, H) from which the labels that count are predicted, these labels (N,), and their places."""
+    targets = labels[:, 1:].reshape(-1)
+    learned = (targets != IGNORED).nonzero().squeeze(1)
+    backbone = getattr(model, model.base_model_prefix)
+    states = backbone(**{**inputs, "use_cache": False}).last_hidden_state[:, :-1].flatten(0, 1)
+    return states.index_select(0, learned), targets[learned], learned
 
 
 def _causal_loss(
     model: PreTrainedModel, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
 ) -> Tensor:
-    targets = labels[:, 1:].reshape(-1)
-    learned = (targets != IGNORED).nonzero().squeeze(1)
-    inputs["use_cache"] = False
-    backbone = getattr(model, model.base_model_prefix)
-    states = backbone(**inputs).last_hidden_state[:, :-1].flatten(0, 1).index_select(0, learned)
+    states, targets, _ = _learned_states(model, labels, inputs)
     head = output_head(model)
     weight = _whole_weight(head)
-    targets = targets[learned]
     total = (
         _sum_through_module(head, states, targets, labels.numel())
         if weight is None
@@ -157,7 +202,7 @@ def output_head(model: PreTrainedModel) -> Any:
 
 
 def _whole_weight(head: Any) -> HeadWeight | None:
-    """The weight that `head` multiplies with, adapters included; None where it stands in shards elsewhere."""
+    """The weight that `head` multiplies with, adapters included; None where only the module itself can multiply."""
     adapters = [] if getattr(head, "disable_adapters", False) else getattr(head, "active_adapters", [])
     if hasattr(head, "token_adapter"):
         tokens = head.token_adapter
@@ -169,6 +214,8 @@ def _whole_weight(head: Any) -> HeadWeight | None:
             return HeadWeight(merged, tokens.trainable_tokens_delta[adapters[0]], rows)
     elif hasattr(head, "modules_to_save"):
         weight = (head.modules_to_save[adapters[0]] if adapters else head.original_module).weight
+    elif hasattr(head, "base_layer"):
+        return None  # LoRA on the head
     else:
         weight = head.weight
     return HeadWeight(weight, weight) if _is_whole(weight) else None
@@ -183,15 +230,19 @@ def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_po
 
     All processes must call it equally often, so the number of slices comes from the positions of the batch.
     """
-
-    def slice_sum(part: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(head(part).float(), labels, reduction="sum")
-
     total = states.new_zeros((), dtype=torch.float32)
-    parts = max(1, num_positions // 1024)
-    for part, labels in zip(states.tensor_split(parts), targets.tensor_split(parts), strict=True):
-        total = total + checkpoint(slice_sum, part, labels, use_reentrant=False)
+    for part, labels in _parts(states, targets, num_positions):
+        total = total + checkpoint(_nats_through, head, part, labels, use_reentrant=False).sum()
     return total
+
+
+def _nats_through(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(head(states).float(), targets, reduction="none")
+
+
+def _parts(states: Tensor, targets: Tensor, num_positions: int) -> Iterator[tuple[Tensor, Tensor]]:
+    count = max(1, num_positions // 1024)
+    return zip(states.tensor_split(count), targets.tensor_split(count), strict=True)
 
 
 def positions_at_once(num_positions: int, num_rows: int) -> int:
