@@ -67,7 +67,8 @@ CASES = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow, id=
 
 def options(case: Case, grown: dict[str, Any], output: Path) -> dict[str, Any]:
     sharding, dtype, variant, embeddings = case
-    chosen = {"sharding": sharding, "dtype": dtype, "variant": variant, "embeddings": embeddings}
+    lora = ("use_dora=true",) if variant == "dora" else ()
+    chosen = {"sharding": sharding, "dtype": dtype, "lora": lora, "embeddings": embeddings}
     return {**grown, "epochs": 0.5, "save_every": 2, **chosen, "output": str(output)}
 
 

@@ -21,6 +21,7 @@ from yangtuo.errors import LineageError
 from yangtuo.stages import merge, prepare, pretrain
 
 IDS = torch.arange(5, 45).reshape(2, 20)
+LORA = {"lora": (), "rslora": ("use_rslora=true",), "dora": ("use_dora=true",)}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_variant_that_learned_merges_into_the_same_model(
     pico_model: Path, pico_tied_model: Path, dataset: Path, tmp_path: Path, variant: str, tied: bool
 ) -> None:
     base = pico_tied_model if tied else pico_model
-    made = train(base, dataset, tmp_path / "adapter", variant=variant)
+    made = train(base, dataset, tmp_path / "adapter", lora=LORA[variant])
     config = json.loads((made.path / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["use_rslora"], config["use_dora"]) == (variant == "rslora", variant == "dora")
     tensors = load_file(made.path / "adapter_model.safetensors")
@@ -76,7 +77,7 @@ def test_rslora_scales_by_the_root_of_the_rank(pico_model: Path, dataset: Path, 
     """At rank 4, half of plain LoRA's alpha scales alike, and the same seed then gives the same adapter."""
     plain, stable = (
         load_file(
-            train(pico_model, dataset, tmp_path / variant, variant=variant, alpha=alpha).path
+            train(pico_model, dataset, tmp_path / variant, lora=LORA[variant], alpha=alpha).path
             / "adapter_model.safetensors"
         )
         for variant, alpha in (("lora", 8), ("rslora", 8 / math.sqrt(4)))

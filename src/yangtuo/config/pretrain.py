@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import COMMAND, HOW, InputPath, Share
+from yangtuo.config.options import COMMAND, HOW, InputPath
 from yangtuo.config.training import TrainingConfig
 
 
@@ -21,7 +21,5 @@ class PretrainConfig(TrainingConfig):
     following: ClassVar[str] = "yangtuo merge --base {model} --adapter {output} --output {output}-merged"
     data: InputPath
     """The dataset that `yangtuo prepare` wrote with the model's tokenizer."""
-    rows_first: Share = 0.0
-    """Share of the steps, at the beginning, in which embedding and head learn alone."""
     dry_run: Annotated[bool, HOW, COMMAND] = False
     """Write nothing: show samples of the blocks as the model sees them, and the plan."""

@@ -19,23 +19,19 @@ class TrainingConfig(StageConfig):
     output: Path
     """The adapter directory to write."""
     adapter: InputPath | None = None
-    """An earlier adapter of the same model to go on from; its own rank, alpha, variant and embeddings then hold."""
+    """An earlier adapter of the same model to go on from; its own shape then holds."""
     embeddings: Literal["full", "new", "frozen"] | None = None
     """Which rows of embedding and head are trained: all, those of new pieces only, or none. When not given, the new
     ones where `yangtuo expand` made some, else all."""
     rank: Positive = 64
     """Rank of the LoRA matrices."""
     alpha: PositiveFloat = 128
-    """LoRA's alpha: updates are scaled by alpha / rank, or by alpha / sqrt(rank) with rslora."""
-    variant: Literal["lora", "rslora", "dora"] = "lora"
-    """How LoRA's update is scaled and split: plain, rank-stabilised, or weight-decomposed."""
+    """LoRA's alpha: updates are scaled by alpha / rank, or by alpha / sqrt(rank) with --lora use_rslora=true."""
     learning_rate: PositiveFloat = 2e-4
     """Peak learning rate, after the warm-up."""
     embedding_learning_rate: PositiveFloat | None = None
     """Peak learning rate of embedding and head. When not given: for rows as expand placed them 15 % (head 4 %) of the
     matrix's deviation, for new rows trained before 2.5 times the rest, for all rows the same as the rest."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """How learning rates decay to zero after the warm-up."""
     warmup: Share = 0.03
     """Share of the steps in which learning rates rise to their peak."""
     epochs: PositiveFloat = 1.0
@@ -70,7 +66,8 @@ class TrainingConfig(StageConfig):
     """Trackers that are told loss, rates and measurements, beside metrics.jsonl; TensorBoard's files go to
     OUTPUT.tensorboard; repeatable."""
     trainer: Words = ()
-    """KEY=VALUE for a field of HF's TrainingArguments, such as weight_decay=0.1 or optim=adafactor; repeatable."""
+    """KEY=VALUE for a field of HF's TrainingArguments, such as weight_decay=0.1, optim=adafactor or
+    lr_scheduler_type=cosine (rates fall in a line when not given); repeatable."""
     lora: Words = ()
-    """KEY=VALUE for a field of PEFT's LoraConfig, such as lora_dropout=0.05 or
+    """KEY=VALUE for a field of PEFT's LoraConfig, such as use_dora=true, lora_dropout=0.05 or
     target_modules=["q_proj","v_proj"]; repeatable."""

@@ -23,7 +23,6 @@ from yangtuo.errors import LineageError, TrainingError, WeightsError
 from yangtuo.weights import loading
 
 EmbeddingRows = Literal["full", "new", "frozen"]
-Variant = Literal["lora", "rslora", "dora"]
 
 
 TIED_BY_PEFT = ("embed_tokens.weight", "lm_head.weight")
@@ -38,7 +37,6 @@ class AdapterShape:
     alpha: float
     embeddings: EmbeddingRows = "full"
     new_rows: Sequence[int] = ()
-    variant: Variant = "lora"
     further: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of `LoraConfig`, see `libraries`."""
 
@@ -91,8 +89,6 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
         modules_to_save=[name for name in (embedding, head) if name] if shape.embeddings == "full" else None,
         trainable_token_indices=rows,
         ensure_weight_tying=tied and shape.embeddings == "full",
-        use_rslora=shape.variant == "rslora",
-        use_dora=shape.variant == "dora",
         task_type="CAUSAL_LM",
         bias="none",
         **{"target_modules": linear_layers(model), **shape.further},

@@ -68,7 +68,7 @@ def check_running_text(model: Artifact, what: str) -> list[UserError]:
 def _shape(model: Artifact, stop_ids: Sequence[int], options: Mapping[str, Any]) -> adapter.AdapterShape:
     rows = new_rows(model, stop_ids)
     embeddings: adapter.EmbeddingRows = options["embeddings"] or ("new" if rows else _whole_or_frozen(model))
-    shape = {name: options[name] for name in ("rank", "alpha", "variant")}
+    shape = {name: options[name] for name in ("rank", "alpha")}
     return adapter.AdapterShape(
         embeddings=embeddings, new_rows=rows, further=libraries.read_lora(options["lora"]), **shape
     )
@@ -145,7 +145,8 @@ def has_fresh_rows(model: Artifact, earlier: Artifact | None) -> bool:
 def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, Any]) -> Settings:
     """The loop's settings among the `options` of a verb, and what the model's own history says about them."""
     output, trainer = Path(options["output"]), libraries.read_trainer(options["trainer"])
-    further = {"board": output.with_name(f"{output.name}.tensorboard"), "trainer": trainer}
+    schedule = str(trainer.pop("lr_scheduler_type", "linear"))
+    further = {"board": output.with_name(f"{output.name}.tensorboard"), "trainer": trainer, "schedule": schedule}
     return Settings.among({**options, "fresh_rows": has_fresh_rows(model, earlier), **further})
 
 

@@ -47,7 +47,6 @@ class Run:
     tokens_a_step: int
     bounds: dict[str, float]
     finite: guards.Finite
-    rows_first_steps: int
 
     @property
     def among(self) -> str:
@@ -78,7 +77,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         # Only now do model and parameters stand as they will be trained: sharded, on their device, in their dtype.
-        self._movement = guards.Movement(values.get("model") or self._run.model, self._run.rows_first_steps)
+        self._movement = guards.Movement(values.get("model") or self._run.model)
         if state.global_step == 0 and (before := self._measure()):
             self._write_measures(0, before)
             if self._run.bounds:

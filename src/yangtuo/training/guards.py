@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from yangtuo.errors import TrainingError
 from yangtuo.training import processes
-from yangtuo.training.adapter import is_embedding, is_new_rows
+from yangtuo.training.adapter import is_new_rows
 from yangtuo.training.loss import IGNORED
 
 _SAMPLED_BLOCKS = 256
@@ -63,16 +63,16 @@ class Movement:
 
     A's gradient is zero while B is. A tensor that got a gradient and stands still, and a kind of tensors of which none
     moves, end the run. Rows of new tokens move with the first batch that holds one: those that no batch used are told
-    at the end. Where a phase of `rows_first_steps` trains embedding and head alone, LoRA's tensors are due after it.
+    at the end.
     """
 
-    def __init__(self, model: nn.Module, rows_first_steps: int = 0) -> None:
+    def __init__(self, model: nn.Module) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not named:
             raise TrainingError("nothing would be trained", found="no trainable tensor", expected="at least one")
         self._parameters = dict(named)
         self._before = {name: _fingerprint(parameter) for name, parameter in named}
-        self._deadline = {name: _deadline(name, rows_first_steps) for name in self._before}
+        self._deadline = {name: _deadline(name) for name in self._before}
         self._with_gradient: set[str] = set()
         self._moved_kinds: set[str] = set()
         self._still: list[str] = []
@@ -193,12 +193,10 @@ def require_measured(bounds: Mapping[str, float], names: Sequence[str]) -> None:
         )
 
 
-def _deadline(name: str, rows_first_steps: int) -> int:
+def _deadline(name: str) -> int:
     if "trainable_tokens" in name:
         return _ROWS_DEADLINE
-    if is_embedding(name):
-        return 1
-    return rows_first_steps + (2 if "lora_A" in name else 1)
+    return 2 if "lora_A" in name else 1
 
 
 @torch.no_grad()

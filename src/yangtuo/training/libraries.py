@@ -27,7 +27,6 @@ _OWN_TRAINER = {
     "max_steps": "--max-steps",
     "num_train_epochs": "--epochs",
     "learning_rate": "--learning-rate",
-    "lr_scheduler_type": "--schedule",
     **dict.fromkeys(("warmup_steps", "warmup_ratio"), "--warmup"),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), "--batch-size and --micro-batch"),
     **dict.fromkeys(("auto_find_batch_size", "dataloader_drop_last"), "--batch-size and --micro-batch"),
@@ -56,17 +55,25 @@ _OWN_TRAINER = {
 _OWN_LORA = {
     "r": "--rank",
     "lora_alpha": "--alpha",
-    **dict.fromkeys(("use_rslora", "use_dora"), "--variant"),
     **dict.fromkeys(("modules_to_save", "trainable_token_indices", "ensure_weight_tying"), "--embeddings"),
 }
 _LORA = ("lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern")
-_KNOWN_LORA = {*_LORA, "alpha_pattern", "init_lora_weights"}
+_KNOWN_LORA = {*_LORA, "alpha_pattern", "init_lora_weights", "use_rslora", "use_dora"}
+_SCHEDULES = ("linear", "cosine")
 _HARMLESS_STARTS = (True, False, "gaussian", "orthogonal")
 
 
 def read_trainer(texts: Sequence[str]) -> dict[str, Any]:
     """Arguments of `TrainingArguments` from `KEY=VALUE` texts; raises `ConfigError` for what cannot be passed on."""
-    return _read("--trainer", texts, TrainingArguments, _OWN_TRAINER)
+    values = _read("--trainer", texts, TrainingArguments, _OWN_TRAINER)
+    schedule = values.get("lr_scheduler_type", "linear")
+    if schedule not in _SCHEDULES:
+        raise ConfigError(
+            "--trainer lr_scheduler_type cannot be given so",
+            found=str(getattr(schedule, "value", schedule)),
+            expected=" or ".join(_SCHEDULES),
+        )
+    return values
 
 
 def read_lora(texts: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +88,6 @@ def train(
             tokens_a_step=tokens_a_step,
             bounds=bounds,
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
-            rows_first_steps=_rows_first_steps(settings, num_steps),
         )
         for line in (*plan.plan_run(model, settings, len(blocks), block_size).lines(), trainer.rates_line):
             console.note(line)
@@ -131,18 +129,13 @@ class _Trainer(Trainer):
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             assert optimizer is not None
-            first = _rows_first_steps(self._settings, num_training_steps)
-            shares = [
-                partial(
-                    rates.share_of_peak,
-                    num_steps=num_training_steps,
-                    first_step=0 if group["rows"] else first,
-                    schedule=self._settings.schedule,
-                    warmup=self._settings.warmup,
-                )
-                for group in optimizer.param_groups
-            ]
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, shares)  # type: ignore[arg-type]
+            share = partial(
+                rates.share_of_peak,
+                num_steps=num_training_steps,
+                schedule=self._settings.schedule,
+                warmup=self._settings.warmup,
+            )
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -276,10 +269,6 @@ def _compute_layers_again(model: PeftModel) -> None:
     base = model.get_base_model()
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # the newer name, or that of transformers before 5.20
-
-
-def _rows_first_steps(settings: Settings, num_steps: int) -> int:
-    return math.floor(settings.rows_first * num_steps)
 
 
 def _batch_name(ordered: OrderedBlocks, batch_size: int, decode: Callable[[list[int]], str], step: int) -> str:

@@ -20,15 +20,17 @@ _ALTERNATIVE = "torchrun --nproc_per_node 8 -m yangtuo …, or the same command 
 
 def check(options: Mapping[str, Any]) -> list[UserError]:
     """All that can be known to fail of a run with these options of `pretrain` or `sft`."""
-    found = [_check_processes(options), *_check_sharding(options), _check_dtype(options)]
-    errors = [error for error in found if error is not None]
+    errors: list[UserError] = []
+    read: dict[str, Any] = {}
     readers = (guards.parse_bounds, "bound"), (libraries.read_trainer, "trainer"), (libraries.read_lora, "lora")
-    for read, name in readers:
+    for reader, name in readers:
         try:
-            read(options[name])
+            read[name] = reader(options[name])
         except (TrainingError, ConfigError) as error:
             errors.append(error)
-    return errors + _check_trackers(options["report_to"])
+    is_dora = read.get("lora", {}).get("use_dora", False)
+    found = [_check_processes(options), *_check_sharding(options, is_dora), _check_dtype(options)]
+    return [error for error in found if error is not None] + errors + _check_trackers(options["report_to"])
 
 
 def _check_trackers(names: Sequence[str]) -> list[UserError]:
@@ -47,7 +49,7 @@ def _check_processes(options: Mapping[str, Any]) -> UserError | None:
     )
 
 
-def _check_sharding(options: Mapping[str, Any]) -> list[UserError]:
+def _check_sharding(options: Mapping[str, Any], is_dora: bool) -> list[UserError]:
     sharding, dtype = options["sharding"], options["dtype"]
     if sharding == "none":
         return []
@@ -67,10 +69,10 @@ def _check_sharding(options: Mapping[str, Any]) -> list[UserError]:
                 run="the same command with --sharding zero2",
             )
         )
-    if options["variant"] == "dora" and sharding != "fsdp2" and dtype != "float32":
+    if is_dora and sharding != "fsdp2" and dtype != "float32":
         errors.append(
             ConfigError(
-                f"--variant dora does not go with --sharding {sharding} in {dtype}",
+                f"--lora use_dora=true does not go with --sharding {sharding} in {dtype}",
                 found="DeepSpeed rounds all weights to the arithmetic's dtype, DoRA's magnitudes too",
                 expected="--sharding none or fsdp2, which keep them in float32, or --dtype float32",
                 run="the same command with --sharding fsdp2",

@@ -51,16 +51,8 @@ def describe(groups: Sequence[dict[str, Any]]) -> str:
     return f"peak rates: {lora}" + (f", embedding and head {rows}" if rows else "")
 
 
-def share_of_peak(
-    step: int, num_steps: int, first_step: int = 0, schedule: Schedule = "linear", warmup: float = WARMUP_SHARE
-) -> float:
-    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero.
-
-    Before `first_step` it is 0.
-    """
-    step, num_steps = step - first_step, num_steps - first_step
-    if step < 0:
-        return 0.0
+def share_of_peak(step: int, num_steps: int, schedule: Schedule = "linear", warmup: float = WARMUP_SHARE) -> float:
+    """The share of the peak learning rate at optimizer step `step` (from 0): linear warm-up, then decay to zero."""
     rising = max(1, math.ceil(warmup * num_steps))
     if step < rising:
         return (step + 1) / rising  # never 0: a first step that moves nothing would hide that nothing can move

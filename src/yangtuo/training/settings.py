@@ -27,8 +27,6 @@ class Settings:
     fresh_rows: bool = False
     """Whether the new rows stand as `expand` placed them: without a rate of their own they then learn by their size."""
     schedule: rates.Schedule = "linear"
-    rows_first: float = 0.0
-    """Share of the steps, at the beginning, in which embedding and head learn alone."""
     warmup: float = rates.WARMUP_SHARE
     """Share of the steps in which rates rise to their peak."""
     epochs: float = 1.0
