@@ -23,6 +23,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import yangtuo
 from yangtuo import config, console, launcher
+from yangtuo.config import other_tools
 from yangtuo.config.options import StageConfig
 from yangtuo.config.training import TrainingConfig
 from yangtuo.errors import ConfigError, UserError
@@ -209,7 +210,11 @@ def invoke(arguments: list[str]) -> int:
     try:
         app(arguments or ["--help"])
     except CycloptsError as error:
-        return _fail(ConfigError(str(error), run=f"yangtuo {_verb_of(arguments)} --help".replace("  ", " ")))
+        verb = _verb_of(arguments)
+        stage = {**config.STAGES, **config.TOOLS}.get(verb)
+        known = [field.name for field in dataclasses.fields(stage)] if stage else []
+        told = other_tools.hint_of_flags(arguments, known) or str(error)
+        return _fail(ConfigError(told, run=f"yangtuo {verb} --help".replace("  ", " ")))
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:
