@@ -51,3 +51,13 @@ def test_what_cannot_be_tried_is_refused_too(monkeypatch: pytest.MonkeyPatch) ->
         probe.choose_attention(AutoConfig.for_model("qwen3", **SMALL, head_dim=16))
     probe._chosen.cache_clear()
     assert refused.value.found is not None and "no head" in refused.value.found
+
+
+@pytest.mark.parametrize("asked", ["sdpa", "eager"])
+def test_the_attention_asked_for_is_taken(asked: str) -> None:
+    assert probe.choose_attention(AutoConfig.for_model("llama", **SMALL), asked) == asked
+
+
+def test_an_attention_that_an_architecture_does_not_have_is_refused() -> None:
+    with pytest.raises(TrainingError, match="gemma2"):
+        probe.choose_attention(AutoConfig.for_model("gemma2", **SMALL, head_dim=16), "sdpa")

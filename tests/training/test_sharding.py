@@ -48,18 +48,20 @@ QUICK = {  # what CI runs: each sharding in both dtypes, with every kind of adap
     ("fsdp2", "bfloat16", "dora", "full"),
     ("fsdp2", "float32", "lora", "new"),
     ("fsdp2", "bfloat16", "lora", "frozen"),
+    ("zero2", "bfloat16", "lora", "whole"),
+    ("fsdp2", "float32", "lora", "whole"),
 }
 Case = tuple[str, str, str, str]
 
 
 def refused(case: Case) -> bool:
-    sharding, dtype, variant, _ = case
-    return variant == "dora" and sharding.startswith("zero") and dtype != "float32"
+    sharding, dtype, variant, embeddings = case
+    return variant == "dora" and (embeddings == "whole" or (sharding.startswith("zero") and dtype != "float32"))
 
 
 MATRIX = [
     case
-    for case in product(SHARDINGS, ("bfloat16", "float32"), ("lora", "dora"), ("new", "full", "frozen"))
+    for case in product(SHARDINGS, ("bfloat16", "float32"), ("lora", "dora"), ("new", "full", "frozen", "whole"))
     if not refused(case) and (not case[0].startswith("zero") or find_spec("deepspeed"))
 ]
 CASES = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow, id="-".join(case)) for case in MATRIX]
@@ -68,7 +70,8 @@ CASES = [pytest.param(case, marks=[] if case in QUICK else pytest.mark.slow, id=
 def options(case: Case, grown: dict[str, Any], output: Path) -> dict[str, Any]:
     sharding, dtype, variant, embeddings = case
     lora = ("use_dora=true",) if variant == "dora" else ()
-    chosen = {"sharding": sharding, "dtype": dtype, "lora": lora, "embeddings": embeddings}
+    trained = {"rank": 0} if embeddings == "whole" else {"embeddings": embeddings}
+    chosen = {"sharding": sharding, "dtype": dtype, "lora": lora, **trained}
     return {**grown, "epochs": 0.5, "save_every": 2, **chosen, "output": str(output)}
 
 
@@ -111,7 +114,8 @@ def test_two_processes_train_what_one_does(case: Case, grown: dict[str, Any], to
             assert row["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=5 * rounding)
         else:
             assert row["bits_per_byte"] == pytest.approx(wanted["bits_per_byte"], rel=rounding)
-    tensors, single = (load_file(path / "adapter_model.safetensors") for path in (made, alone))
+    file = "model.safetensors" if case[3] == "whole" else "adapter_model.safetensors"
+    tensors, single = (load_file(path / file) for path in (made, alone))
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} == {
         name: (torch.float32, tensor.shape) for name, tensor in single.items()
     }

@@ -19,6 +19,7 @@ class SftConfig(TrainingConfig):
 
     verb: ClassVar[str] = "sft"
     following: ClassVar[str] = "yangtuo merge --base {model} --adapter {output} --output {output}-merged"
+    usual_rate: ClassVar[float] = 1e-4
     data: DataPaths
     """Conversations as PATH[:WEIGHT] (json, jsonl, csv, parquet, gz, zst), shaped as Alpaca, Dolly, prompt/completion,
     question/answer, PromptCBLUE, ShareGPT or messages, with tools too; a weight of 0.5 takes half of the usable rows,
@@ -38,8 +39,8 @@ class SftConfig(TrainingConfig):
     replay: InputPath | None = None
     """A dataset that `yangtuo prepare` wrote with --max-length as its block size, as PATH[:WEIGHT]: so many blocks of
     text are read with each block of conversations, one if not given, and its held-out documents are measured."""
-    learning_rate: PositiveFloat = 1e-4
-    """Peak learning rate, after the warm-up."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate, after the warm-up. When not given, 1e-4, or 2e-5 for a whole model."""
     epochs: PositiveFloat = 3.0
     """Passes over the conversations."""
     dry_run: Annotated[bool, HOW, COMMAND] = False

@@ -1,12 +1,15 @@
 """The options that pretrain and sft share."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, Seed, Share, StageConfig, Words
+from yangtuo.config.options import HOW, InputPath, NonNegative, Positive, PositiveFloat, Seed, Share, StageConfig, Words
+
+_WHOLE_RATE = 2e-5
 
 
 @Parameter(name="*")
@@ -14,6 +17,7 @@ from yangtuo.config.options import HOW, InputPath, Positive, PositiveFloat, Seed
 class TrainingConfig(StageConfig):
     """What pretrain and sft share."""
 
+    usual_rate: ClassVar[float] = 2e-4
     model: InputPath
     """The model to train: a directory or a hub id."""
     output: Path
@@ -23,12 +27,12 @@ class TrainingConfig(StageConfig):
     embeddings: Literal["full", "new", "frozen"] | None = None
     """Which rows of embedding and head are trained: all, those of new pieces only, or none. When not given, the new
     ones where `yangtuo expand` made some, else all."""
-    rank: Positive = 64
-    """Rank of the LoRA matrices."""
+    rank: NonNegative = 64
+    """Rank of the LoRA matrices; 0 trains the whole model instead, and writes a model in place of an adapter."""
     alpha: PositiveFloat = 128
     """LoRA's alpha: updates are scaled by alpha / rank, or by alpha / sqrt(rank) with --lora use_rslora=true."""
-    learning_rate: PositiveFloat = 2e-4
-    """Peak learning rate, after the warm-up."""
+    learning_rate: PositiveFloat | None = None
+    """Peak learning rate, after the warm-up. When not given, 2e-4, or 2e-5 for a whole model."""
     embedding_learning_rate: PositiveFloat | None = None
     """Peak learning rate of embedding and head. When not given: for rows as expand placed them 15 % (head 4 %) of the
     matrix's deviation, for new rows trained before 2.5 times the rest, for all rows the same as the rest."""
@@ -45,6 +49,9 @@ class TrainingConfig(StageConfig):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "nf4"] = "auto"
     """Arithmetic of the forward pass; auto takes bfloat16 where the device has it, nf4 also stores the frozen weights
     in 4 bits (QLoRA, needs bitsandbytes), float16 needs a GPU. Trained tensors are float32."""
+    attention: Annotated[Literal["auto", "sdpa", "eager", "flash_attention_2"], HOW] = "auto"
+    """What computes attention; auto takes what is fastest here and equal to transformers' own, flash_attention_2 needs
+    a GPU and the package flash-attn, and pays from 4,096 tokens a block."""
     gradient_checkpointing: Annotated[bool, HOW] = False
     """Compute each layer again in the backward pass: a third slower, a fraction of the memory."""
     sharding: Annotated[Literal["none", "zero2", "zero3", "fsdp2"], HOW] = "none"
@@ -71,3 +78,12 @@ class TrainingConfig(StageConfig):
     lora: Words = ()
     """KEY=VALUE for a field of PEFT's LoraConfig, such as use_dora=true, lora_dropout=0.05 or
     target_modules=["q_proj","v_proj"]; repeatable."""
+
+    def resolved(self) -> dict[str, Any]:
+        """All options by name, with the learning rate that is taken where none was given."""
+        usual = self.usual_rate if self.rank else _WHOLE_RATE
+        return {**vars(self), "learning_rate": self.learning_rate or usual}
+
+    def next_command(self) -> str | None:
+        """A whole model needs no merge."""
+        return super().next_command() if self.rank else f"yangtuo chat --model {shlex.quote(str(self.output))}"

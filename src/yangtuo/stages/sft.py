@@ -1,4 +1,4 @@
-"""`yangtuo sft`: fine-tunes a model on conversations, the loss counting answers only, and writes an adapter.
+"""`yangtuo sft`: fine-tunes a model on conversations, the loss counting answers only; writes an adapter or a model.
 
 Reads like its summary: open the model, write its conversations into blocks, mix in the replay, attach, train,
 finish with the template.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from peft import PeftModel
 
 from yangtuo import console
 from yangtuo.artifacts.draft import Draft, refuse_existing, refuse_other_work
@@ -31,8 +30,7 @@ from yangtuo.hub import locate
 from yangtuo.training import base, loop, preflight, processes
 from yangtuo.training.held_out import Blocks
 from yangtuo.training.order import Replayed
-from yangtuo.training.plan import plan_run
-from yangtuo.training.settings import Settings
+from yangtuo.training.plan import Plan, plan_run
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 _BLOCKS = "blocks"
@@ -41,13 +39,14 @@ _NUM_SAMPLES = 2
 
 
 def run(config: SftConfig) -> Artifact | DryRun:
-    """Writes the adapter directory `config.output`; run again after a kill, it goes on from the last checkpoint.
+    """Writes the directory `config.output`; run again after a kill, it goes on from the last checkpoint.
 
     A dry run writes nothing, and returns the account of the rows, samples of the blocks and the plan.
     """
     processes.start()
     refuse_existing(config.output)
-    raise_all(preflight.check(vars(config)))
+    options = config.resolved()
+    raise_all(preflight.check(options))
     refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
@@ -65,28 +64,31 @@ def run(config: SftConfig) -> Artifact | DryRun:
         BlockDataset(replay.path).require_ids(encoder.vocabulary_size)
         held_out(replay.path, encoder.vocabulary_size)
     if config.dry_run:
-        adapted = base.meta_model(model, earlier, template.stop_ids(encoder), vars(config))
-        return _dry_run(config, template, encoder, adapted, BlockDataset(replay.path) if replay else None)
+        empty = base.meta_model(model, earlier, template.stop_ids(encoder), options)
+        planned = partial(plan_run, empty, base.settings(model, earlier, options))
+        return _dry_run(config, template, encoder, planned, BlockDataset(replay.path) if replay else None)
     parents = {"model": model, "replay": replay, "adapter": earlier}
     with processes.shared_draft(
-        config, Kind.ADAPTER, {name: parent for name, parent in parents.items() if parent}
+        config,
+        Kind.ADAPTER if config.rank else Kind.MODEL,
+        {name: parent for name, parent in parents.items() if parent},
     ) as made:
         made.scratch |= {_BLOCKS, *loop.SCRATCH}
         account = processes.main_process_first(lambda: _write_blocks(config, made, template, encoder))
         dataset: Any = BlockDataset(made.path / _BLOCKS)
         if replay and replayed:
             dataset = Replayed(dataset, BlockDataset(replay.path), replayed.weight, config.seed)
-        adapted = base.load_adapted(model, earlier, template.stop_ids(encoder), vars(config))
+        trained = base.load_trained(model, earlier, template.stop_ids(encoder), options)
         apart = _held_out(made.path, account, replay)
-        settings = base.settings(model, earlier, vars(config))
-        outcome = loop.train(adapted, dataset, apart, settings, made.path, encoder.decode)
+        settings = base.settings(model, earlier, options)
+        outcome = loop.train(trained, dataset, apart, settings, made.path, encoder.decode)
         stop_ids, jinja = template.stop_ids(encoder), template.render_jinja()
-        processes.main_process_first(lambda: base.finish_adapter(made.path, model.path, stop_ids, jinja))
+        details = processes.main_process_first(lambda: base.finish(made.path, model, stop_ids, jinja))
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
             template=template.fingerprint,
-            details={**outcome.details(), "data": account},
+            details={**outcome.details(), **details, "data": account},
         )
     return made.artifact
 
@@ -108,7 +110,7 @@ def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: 
 
 
 def _dry_run(
-    config: SftConfig, template: Template, encoder: Encoder, adapted: PeftModel, replay: BlockDataset | None
+    config: SftConfig, template: Template, encoder: Encoder, planned: Callable[[int, int], Plan], replay: Any
 ) -> DryRun:
     """The blocks in a directory that is removed, and what a run over them would be."""
     with tempfile.TemporaryDirectory() as directory:
@@ -116,14 +118,10 @@ def _dry_run(
         blocks = BlockDataset(directory)
         samples = take_samples(blocks, encoder, _NUM_SAMPLES)
     num_replayed = round(len(blocks) * split_source(config.replay or "").weight) if replay else 0
-    settings = Settings.among({**vars(config), "trainer": {}})
-    made = plan_run(adapted, settings, len(blocks) + num_replayed, config.max_length)
-    plan = asdict(made) | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}
-    if config.dtype == "nf4":
-        del plan["weights"]  # those of a meta model are not in 4 bits
-    else:
-        for line in made.lines():
-            console.note(line)
+    made = planned(len(blocks) + num_replayed, config.max_length)
+    plan = made.to_dict() | {"blocks": len(blocks), "replayed_blocks": num_replayed, "template": template.name}
+    for line in made.lines():
+        console.note(line)
     return DryRun({"data": account, "plan": plan}, samples)
 
 

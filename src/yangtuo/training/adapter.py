@@ -1,11 +1,13 @@
-"""Which tensors of a model learn: LoRA on its linear layers, and its embedding and head in full, in part or not.
+"""What of a model learns: LoRA on its linear layers, and embedding and head in full, in part or not; or all of it.
 
-Everything is found in the model and written in PEFT's own format, so any tool that reads PEFT adapters reads these.
+Everything is found in the model and written in PEFT's own format, so any tool that reads PEFT adapters reads these. A
+model that learns whole is written as transformers writes it.
 This module does not depend on data, on steps, or on where the model came from.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,7 +25,9 @@ from yangtuo.errors import LineageError, TrainingError, WeightsError
 from yangtuo.weights import loading
 
 EmbeddingRows = Literal["full", "new", "frozen"]
-
+Trained = PeftModel | PreTrainedModel
+"""What a run trains: an adapter on a model, or a model."""
+_WEIGHTS = "adapter_model.safetensors"
 
 TIED_BY_PEFT = ("embed_tokens.weight", "lm_head.weight")
 """Ends of names that PEFT looks for when it trains a tied embedding as one with its head."""
@@ -99,6 +103,54 @@ def attach(model: PreTrainedModel, shape: AdapterShape) -> PeftModel:
     return adapted
 
 
+def train_whole(model: PreTrainedModel) -> PreTrainedModel:
+    """Lets all of `model` learn, in float32, in which it must have been loaded."""
+    for parameter in model.parameters():
+        assert parameter.dtype is torch.float32
+        parameter.requires_grad = True
+    return model
+
+
+def inner(model: Any) -> PreTrainedModel:
+    """The model without what PEFT has put around it."""
+    own: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return own
+
+
+def write(model: Trained, state: dict[str, Tensor], directory: Path, dtype: torch.dtype) -> None:
+    """Writes the trained tensors `state` into `directory`: as an adapter, read back to compare, or a model in `dtype`.
+
+    Raises `TrainingError` where an adapter's file does not hold what it should.
+    """
+    if not isinstance(model, PeftModel):
+        rounded = {id(tensor): tensor.to(dtype) for tensor in state.values()}  # tied matrices stay one tensor
+        buffers = {name: value for name, value in model.state_dict().items() if name not in state}
+        whole = buffers | {name: rounded[id(tensor)] for name, tensor in state.items()}
+        model.save_pretrained(str(directory), state_dict=whole)
+        return
+    with quiet_peft():
+        model.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
+        expected = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
+    require_written(directory / _WEIGHTS, expected)
+
+
+def unreached(model: nn.Module) -> dict[str, int]:
+    """Matrices that no adapter can stand on, for they are no linear layers, such as experts in one tensor.
+
+    Name without the layer's number -> parameters. Those that learn in another way are none of them.
+    """
+    found: dict[str, int] = {}
+    for name, module in inner(model).named_modules() if isinstance(model, PeftModel) else ():
+        if isinstance(module, nn.Linear | nn.Embedding) or name.endswith((".base_layer", ".original_module")):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() > 1 and not parameter.requires_grad:
+                kind = re.sub(r"^.*\.\d+\.", "", f"{name}.{key}")
+                found[kind] = found.get(kind, 0) + parameter.numel()
+    return found
+
+
 def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:
     """Puts the adapter in `directory` on `model` and goes on training it; raises `LineageError` where it cannot fit."""
     try:
@@ -155,11 +207,11 @@ def is_new_rows(name: str) -> bool:
     return "trainable_tokens" in name
 
 
-def row_deviation(model: PeftModel, name: str) -> tuple[float, bool]:
+def row_deviation(model: Trained, name: str) -> tuple[float, bool]:
     """The standard deviation within a column of the matrix whose rows the parameter `name` trains, averaged over the
     columns, and whether that matrix says what comes next: it is the head, or an embedding that is also the head.
     """
-    base = model.get_base_model()
+    base = inner(model)
     embedding, head = _embedding_names(base)
     is_embedding = f".{embedding}." in name
     module = base.get_input_embeddings() if is_embedding else base.get_output_embeddings()

@@ -1,4 +1,4 @@
-"""The model that a run trains: opened, checked against the tokens it will see, and finished as an adapter directory.
+"""The model that a run trains: opened, checked against the tokens it will see, and finished as a directory.
 
 It knows artifacts and tokenizers by their fingerprints only; it does not depend on how training goes.
 """
@@ -6,6 +6,7 @@ It knows artifacts and tokenizers by their fingerprints only; it does not depend
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from yangtuo.artifacts.manifest import Artifact
+from yangtuo.artifacts.manifest import Artifact, grown_rows
 from yangtuo.errors import LineageError, UserError, WeightsError
 from yangtuo.training import adapter, attention, libraries, processes
 from yangtuo.training.loss import use_sliced_loss
@@ -27,18 +28,27 @@ from yangtuo.training.settings import Settings, compute_dtype
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 from yangtuo.weights import loading
-from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
+from yangtuo.weights.checkpoint import CONFIG_FILE, open_checkpoint, read_json
+from yangtuo.weights.layouts import summarize
 from yangtuo.weights.shape import refuse_running_text, resolve_shape
 
+_ADAPTER_CONFIG = "adapter_config.json"
 
-def load_adapted(
+
+def load_trained(
     model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
-) -> PeftModel:
-    """The model with the adapter that is to be trained: a new one of the shape in `options`, or the `earlier` one."""
+) -> adapter.Trained:
+    """The model as it is to be trained: whole, with a new adapter of the shape in `options`, or with the `earlier`."""
     torch.manual_seed(options["seed"])
     spread = options["sharding"] in ("zero3", "fsdp2") and processes.rank() > 0
-    dtype = compute_dtype(options["dtype"])
-    loaded = empty_base(model.path, dtype) if spread else load_base(model.path, dtype, options["dtype"] == "nf4")
+    dtype = compute_dtype(options["dtype"]) if options["rank"] else torch.float32
+    attention = choose_attention(loading.load_config(model.path), options["attention"])
+    if spread:
+        loaded = empty_base(model.path, dtype, attention)
+    else:
+        loaded = load_base(model.path, dtype, attention, quantized=options["dtype"] == "nf4")
+    if not options["rank"]:
+        return adapter.train_whole(loaded)
     if earlier is not None:
         return adapter.continue_from(loaded, earlier.path)
     return adapter.attach(loaded, _shape(model, stop_ids, options))
@@ -46,12 +56,16 @@ def load_adapted(
 
 def meta_model(
     model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
-) -> PeftModel:
-    """What `load_adapted` gives, without a single value in its tensors: for counting before anything is loaded."""
+) -> adapter.Trained:
+    """What `load_trained` gives, without a single value in its tensors: for counting before anything is loaded."""
     with torch.device("meta"):
         with torch.device("cpu"):  # an architecture that does not train right is refused before anything is read
-            choose_attention(loading.load_config(model.path))
-        empty = loading.empty_model(model.path, dtype=compute_dtype(options["dtype"]))
+            attention = choose_attention(loading.load_config(model.path), options["attention"])
+        dtype = compute_dtype(options["dtype"]) if options["rank"] else torch.float32
+        empty = loading.empty_model(model.path, dtype=dtype)
+        empty.config._attn_implementation = attention
+        if not options["rank"]:
+            return adapter.train_whole(empty)
         if earlier is None:
             return adapter.attach(empty, _shape(model, stop_ids, options))
         shape = loading.load_adapter_config(earlier.path)
@@ -80,13 +94,15 @@ def _whole_or_frozen(model: Artifact) -> adapter.EmbeddingRows:
     return "frozen" if shape.tied and not shape.embedding.endswith(adapter.TIED_BY_PEFT) else "full"
 
 
-def load_base(path: Path, dtype: torch.dtype, quantized: bool = False) -> PreTrainedModel:
-    """Loads the model in the directory `path` for training: its frozen weights in `dtype`, its loss in slices.
+def load_base(
+    path: Path, dtype: torch.dtype, attention: str | None = None, *, quantized: bool = False
+) -> PreTrainedModel:
+    """Loads the model in the directory `path` for training: its weights in `dtype`, its loss in slices.
 
     `quantized` stores the linear layers in 4 bits (NF4, twice quantized, as in QLoRA).
     """
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    options: dict[str, Any] = {"attn_implementation": choose_attention(loading.load_config(path))}
+    options: dict[str, Any] = {"attn_implementation": attention or choose_attention(loading.load_config(path))}
     if quantized:
         options |= {
             "quantization_config": BitsAndBytesConfig(  # type: ignore[no-untyped-call]
@@ -100,7 +116,7 @@ def load_base(path: Path, dtype: torch.dtype, quantized: bool = False) -> PreTra
     return _for_training(loading.load_model(path, dtype=dtype, **options))
 
 
-def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+def empty_base(path: Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The same model with tensors that nothing was read into, whose memory is not touched.
 
     Where weights are shared among processes, the main one reads them and all others receive their part from it: they
@@ -108,7 +124,7 @@ def empty_base(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     with init_empty_weights(include_buffers=False):
         model = loading.empty_model(path, dtype=dtype)
-    model.set_attn_implementation(choose_attention(loading.load_config(path)))
+    model.set_attn_implementation(attention)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=False))
@@ -146,8 +162,17 @@ def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, An
     """The loop's settings among the `options` of a verb, and what the model's own history says about them."""
     output, trainer = Path(options["output"]), libraries.read_trainer(options["trainer"])
     schedule = str(trainer.pop("lr_scheduler_type", "linear"))
-    further = {"board": output.with_name(f"{output.name}.tensorboard"), "trainer": trainer, "schedule": schedule}
-    return Settings.among({**options, "fresh_rows": has_fresh_rows(model, earlier), **further})
+    stored = read_json(model.path / CONFIG_FILE)
+    return Settings.among(
+        {
+            **options,
+            "fresh_rows": has_fresh_rows(model, earlier),
+            "board": output.with_name(f"{output.name}.tensorboard"),
+            "trainer": trainer,
+            "schedule": schedule,
+            "stored_dtype": getattr(torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32")),
+        }
+    )
 
 
 def end_ids(encoder: Encoder) -> tuple[int, ...]:
@@ -203,17 +228,25 @@ def check_earlier(model: Artifact, earlier: Artifact | None) -> list[UserError]:
     ]
 
 
-def finish_adapter(directory: Path, model: Path, stop_ids: Sequence[int] = (), template: str | None = None) -> None:
-    """Completes the adapter in `directory` with the model's tokenizer files, and a chat template and its stop ids.
+def finish(
+    directory: Path, model: Artifact, stop_ids: Sequence[int] = (), template: str | None = None
+) -> dict[str, Any]:
+    """Completes what was trained in `directory` with the model's tokenizer files, a chat template and its stop ids.
 
-    The checkpoints stay: until the artifact is described, a run that is killed goes on from them.
+    Returns what a manifest says of a whole model; raises `WeightsError` where one does not load as it stands. The
+    checkpoints stay: until the artifact is described, a run that is killed goes on from them.
     """
-    tokenizer = read_directory(model)
+    tokenizer = read_directory(model.path)
     if template is not None:
         ends = {"eos_token_id": list(stop_ids)}
         tokenizer = replace(tokenizer, templates={"default": template}, generation={**tokenizer.generation, **ends})
     copy_tokenizer(tokenizer, directory)
-    _sort_adapter_config(directory / "adapter_config.json")
+    if (directory / _ADAPTER_CONFIG).is_file():
+        _sort_adapter_config(directory / _ADAPTER_CONFIG)
+        return {}
+    shutil.copyfile(model.path / CONFIG_FILE, directory / CONFIG_FILE)  # the architecture is what it was
+    loading.load_model(directory, dtype="auto")
+    return {**grown_rows(model), **summarize(open_checkpoint(directory))}
 
 
 def _sort_adapter_config(path: Path) -> None:

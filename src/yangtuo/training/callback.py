@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from peft import PeftModel
 from transformers import TrainerCallback
 
 from yangtuo import console
 from yangtuo.training import checkpoints, guards, processes
+from yangtuo.training.adapter import Trained
 from yangtuo.training.metrics_log import MetricsLog
 
 BEST = "best"
@@ -31,7 +31,7 @@ _SPEED_AFTER = 10  # steps before the time left is said
 class Run:
     """What a run gives to its progress callback."""
 
-    model: PeftModel
+    model: Trained
     metrics: MetricsLog
     measure: Callable[[Callable[[str], None]], dict[str, float]]
     """Held-out bits per byte; what it is given is told how far it is."""

@@ -63,7 +63,7 @@ class Movement:
 
     A's gradient is zero while B is. A tensor that got a gradient and stands still, and a kind of tensors of which none
     moves, end the run. Rows of new tokens move with the first batch that holds one: those that no batch used are told
-    at the end.
+    at the end. Of a model that learns whole, something must move: a small rate does not move a norm's weights of 1.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -71,6 +71,7 @@ class Movement:
         if not named:
             raise TrainingError("nothing would be trained", found="no trainable tensor", expected="at least one")
         self._parameters = dict(named)
+        self._is_whole = not any("lora_" in name for name in self._parameters)
         self._before = {name: _fingerprint(parameter) for name, parameter in named}
         self._deadline = {name: _deadline(name) for name in self._before}
         self._with_gradient: set[str] = set()
@@ -93,11 +94,14 @@ class Movement:
         due = [name for name in watched if self._deadline[name] <= steps or (driven[name] and is_new_rows(name))]
         moved = processes.any_rank([_fingerprint(self._parameters[name]) != self._before[name] for name in due])
         still = [name for name, has_moved in zip(due, moved, strict=True) if not has_moved]
-        self._moved_kinds |= {_kind(name) for name, has_moved in zip(due, moved, strict=True) if has_moved}
+        self._moved_kinds |= {self._kind(name) for name, has_moved in zip(due, moved, strict=True) if has_moved}
         for name in due:
             del self._deadline[name]
         failed = [
-            name for name in still if driven[name] or (not is_new_rows(name) and _kind(name) not in self._moved_kinds)
+            name
+            for name in still
+            if (driven[name] and not self._is_whole)
+            or (not is_new_rows(name) and self._kind(name) not in self._moved_kinds)
         ]
         if failed:
             raise TrainingError(
@@ -117,13 +121,14 @@ class Movement:
         lines = [f"{name} has not been trained: no text that was read holds one of its new tokens" for name in rows]
         others = [name for name in still if name not in rows]
         if others:
-            lines.append(f"{len(others)} tensors got no gradient and have not been trained: {', '.join(others[:4])} …")
+            lines.append(f"{len(others)} tensors have not been trained: {', '.join(others[:4])} …")
         return lines
 
-
-def _kind(name: str) -> str:
-    """What tensors are alike: LoRA's A of all layers, its B, DoRA's magnitudes; embedding and head each for itself."""
-    return next((part for part in ("lora_A", "lora_B", "lora_magnitude") if part in name), name)
+    def _kind(self, name: str) -> str:
+        """What tensors are alike: LoRA's A of all layers, its B, DoRA's magnitudes; embedding and head are alone."""
+        if self._is_whole:
+            return "model"
+        return next((part for part in ("lora_A", "lora_B", "lora_magnitude") if part in name), name)
 
 
 class Finite:

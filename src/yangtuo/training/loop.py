@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from yangtuo import console
 from yangtuo.errors import TrainingError
 from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates, sharding
+from yangtuo.training.adapter import Trained
 from yangtuo.training.callback import BEST, ProgressCallback, Run
 from yangtuo.training.metrics_log import MetricsLog, damaged_after
 from yangtuo.training.order import OrderedBlocks
@@ -34,19 +34,18 @@ CHECKPOINTS = "checkpoints"
 SCRATCH = {CHECKPOINTS, BEST}
 """What stands in a run's directory until its adapter is finished, and is no part of it."""
 _MEASURED_TOKENS = 1 << 17  # tokens a source that pass through the model in a measurement while training runs
-_WEIGHTS = "adapter_model.safetensors"
 _NAMED_BLOCKS = 8
 
 
 def train(
-    model: PeftModel,
+    model: Trained,
     blocks: Any,
     sources: Sequence[held_out.Source],
     settings: Settings,
     directory: Path,
     decode: Callable[[list[int]], str] = str,
 ) -> Outcome:
-    """Trains the adapter of `model` on `blocks` and leaves it, whole, in `directory`.
+    """Trains the adapter of `model`, or all of it, on `blocks` and leaves what was trained, whole, in `directory`.
 
     `blocks` is a map-style dataset of `input_ids`, `labels` (-100 where nothing is learned; shifted by the loss) and
     `position_ids` (restarting at each document), all of one length; `decode` makes text of ids where a guard must name
@@ -89,7 +88,8 @@ def train(
             bounds=bounds,
             finite=guards.Finite(model.config.vocab_size, scaled=arguments.fp16),
         )
-        for line in (*plan.plan_run(model, settings, len(blocks), block_size).lines(), trainer.rates_line):
+        made = plan.plan_run(model, settings, len(blocks), block_size)
+        for line in (*made.lines(), *plan.measuring(measures, run.eval_every, num_steps)):
             console.note(line)
         callback = _drive(trainer, run, resumed)
         return _finish(trainer, run, settings, callback)
@@ -99,10 +99,9 @@ class _Trainer(Trainer):
     """Hugging Face's Trainer with our parameter groups and schedule, which it takes by overriding only."""
 
     def __init__(
-        self, model: PeftModel, arguments: TrainingArguments, dataset: OrderedBlocks, settings: Settings
+        self, model: Trained, arguments: TrainingArguments, dataset: OrderedBlocks, settings: Settings
     ) -> None:
         kind, options = _optimizer(model, arguments, settings)
-        self.rates_line = rates.describe(options["params"])
         super().__init__(
             model=model,
             args=arguments,
@@ -157,15 +156,10 @@ class _Trainer(Trainer):
         self.control.should_log = is_due
 
     def save_adapter(self, directory: Path) -> None:
-        """Writes the adapter, gathered from all processes in float32, into `directory`; reads it back to compare."""
+        """Writes what was trained, gathered from all processes in float32, into `directory`."""
         state = sharding.gather_trained(self._adapted)
-        if not self.args.should_save:
-            return
-        with adapter.quiet_peft():
-            self._adapted.save_pretrained(str(directory), state_dict=state, save_embedding_layers=False)
-            expected = get_peft_model_state_dict(self._adapted, state_dict=state, save_embedding_layers=False)
-        (directory / "README.md").unlink(missing_ok=True)  # an empty form that PEFT leaves
-        adapter.require_written(directory / _WEIGHTS, expected)
+        if self.args.should_save:
+            adapter.write(self._adapted, state, directory, self._settings.stored_dtype)
 
 
 def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> ProgressCallback:
@@ -192,8 +186,8 @@ def _finish(trainer: _Trainer, run: Run, settings: Settings, callback: ProgressC
     trainer.save_adapter(run.directory)
     if processes.broadcast((settings.keep == "best" or callback.bound_is_broken) and best.is_dir()):
         kept, after = run.best(measured)
-        if processes.rank() == 0:
-            shutil.copyfile(best / _WEIGHTS, run.directory / _WEIGHTS)  # a copy: a run killed now ends in the same way
+        if processes.rank() == 0:  # a copy: a run killed now ends in the same way
+            shutil.copytree(best, run.directory, dirs_exist_ok=True)
     if callback.ended:
         why = f", the best {run.among}" if kept != num_steps else ""
         console.warn(f"{callback.ended}; the adapter of step {kept} is kept{why}")
@@ -213,7 +207,7 @@ def _finish(trainer: _Trainer, run: Run, settings: Settings, callback: ProgressC
 
 def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingArguments:
     dtype = compute_dtype(settings.dtype)
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = torch.cuda.device_count() == 0
     share = settings.batch_size // processes.world_size()
     micro_batch = settings.blocks_a_pass()
     owned: dict[str, Any] = dict(
@@ -250,7 +244,7 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
     return arguments
 
 
-def _optimizer(model: PeftModel, arguments: TrainingArguments, settings: Settings) -> tuple[Any, dict[str, Any]]:
+def _optimizer(model: Trained, arguments: TrainingArguments, settings: Settings) -> tuple[Any, dict[str, Any]]:
     """The optimizer's class and arguments: AdamW, or what `--trainer optim` names, with rates by group."""
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     if kind is torch.optim.AdamW:
@@ -264,9 +258,9 @@ def _optimizer(model: PeftModel, arguments: TrainingArguments, settings: Setting
     return kind, {**options, "params": groups, "lr": settings.learning_rate}
 
 
-def _compute_layers_again(model: PeftModel) -> None:
+def _compute_layers_again(model: Trained) -> None:
     """Switches gradient checkpointing on, never the reentrant kind, which trains nothing behind frozen inputs."""
-    base = model.get_base_model()
+    base = adapter.inner(model)
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # the newer name, or that of transformers before 5.20
 

@@ -7,21 +7,26 @@ keep. This module does not depend on data or the Trainer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from yangtuo.training import attention, loss
-from yangtuo.training.adapter import TrainableCount, count_trainable
-from yangtuo.training.settings import Settings
+from yangtuo.training import attention, loss, rates
+from yangtuo.training.adapter import TrainableCount, count_trainable, is_embedding, is_new_rows, unreached
+from yangtuo.training.held_out import Measure
+from yangtuo.training.settings import Settings, compute_dtype
 
 # Values kept for backward, per token and layer, in units of the hidden size (float32 ones of the norms count twice), of
 # the intermediate size, and of LoRA's rank.
 _KEPT_HIDDEN, _KEPT_INTERMEDIATE, _KEPT_RANK = 10, 4, 7
 _CAUSAL_SHARE = 0.56  # of the square of probabilities that our attention on a CPU keeps
 _HELD = 1.35  # bytes held for each that is in use: freed pieces that do not fit again, gradients passing through
+_NF4_BYTES = 0.52  # a weight of a linear layer in 4 bits, with its share of the scales
 _PROCESS = 550_000_000  # the interpreter and its libraries; a GPU's context is about as large
 
 
@@ -30,6 +35,12 @@ class Plan:
     """The figures of a run, before it begins."""
 
     trainable: TrainableCount
+    chosen: str
+    """What is trained and in which arithmetic, in words."""
+    rates: str
+    """Peak learning rates, in words."""
+    unreached: dict[str, int]
+    """Matrices that LoRA does not reach, see `adapter.unreached`."""
     steps: int
     tokens: int
     weights: int
@@ -39,14 +50,31 @@ class Plan:
     activations: int
     """Bytes kept for backward in one forward pass and held in the loss, estimated."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return asdict(self)
+
     def lines(self) -> list[str]:
         """The plan in words."""
         counted = self.trainable
         share = (counted.lora + counted.embeddings) / counted.total
         memory = _PROCESS + self.weights + self.learning + self.activations
+        learns = (
+            f"{counted.total:,} parameters, all of the model"
+            if share == 1
+            else f"{counted.lora:,} parameters in LoRA matrices, {counted.embeddings:,} in embedding and head "
+            f"({share:.1%} of {counted.total:,})"
+        )
+        frozen = ", ".join(self.unreached)
         return [
-            f"learns: {counted.lora:,} parameters in LoRA matrices, {counted.embeddings:,} in embedding and head "
-            f"({share:.1%} of {counted.total:,})",
+            f"trains: {self.chosen}",
+            *(
+                [f"frozen, for LoRA does not reach it: {frozen} ({sum(self.unreached.values()):,} parameters)"]
+                if frozen
+                else []
+            ),
+            self.rates,
+            f"learns: {learns}",
             f"sees: {self.tokens:,} tokens in {self.steps:,} steps",
             f"needs: about {memory / 1e9:.1f} GB a process ({self.weights / 1e9:.1f} weights, "
             f"{self.learning / 1e9:.1f} gradients and moments, {self.activations / 1e9:.1f} activations, "
@@ -54,10 +82,32 @@ class Plan:
         ]
 
 
-def plan_run(model: nn.Module, settings: Settings, num_blocks: int, block_size: int) -> Plan:
+def measuring(measures: Sequence[Measure], eval_every: int, num_steps: int) -> list[str]:
+    """What held-out measurements cost, in words."""
+    tokens = sum(inputs["input_ids"].numel() for measure in measures for inputs, _ in measure.batches)
+    times = 1 + math.ceil(num_steps / eval_every)
+    return [f"measures: {tokens:,} held-out tokens {times} times, every {eval_every:,} steps"] if tokens else []
+
+
+def _chosen(model: Any, settings: Settings) -> str:
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    rows = [name for name in names if is_embedding(name)]
+    mode = "frozen" if not rows else "new rows" if is_new_rows(rows[0]) else "in full"
+    shapes = getattr(model, "peft_config", {}).values()
+    kinds = {"use_dora": "DoRA", "use_rslora": "rsLoRA"}
+    what = "the whole model"
+    for shape in shapes:
+        kind = next((kind for name, kind in kinds.items() if getattr(shape, name)), "LoRA")
+        what = f"{kind} of rank {shape.r}; embedding and head: {mode}"
+    dtype = str(compute_dtype(settings.dtype)).removeprefix("torch.")
+    stored = ", frozen weights in 4 bits" if settings.dtype == "nf4" else ""
+    return f"{what}; arithmetic in {dtype}{stored}; attention: {model.config._attn_implementation}"
+
+
+def plan_run(model: Any, settings: Settings, num_blocks: int, block_size: int) -> Plan:
     """The plan of a run over `num_blocks` blocks, by the model as it stands."""
     num_steps = settings.num_steps(num_blocks)
-    return make_plan(
+    made = make_plan(
         model,
         model.config,  # type: ignore[arg-type]
         num_steps,
@@ -66,6 +116,14 @@ def plan_run(model: nn.Module, settings: Settings, num_blocks: int, block_size: 
         block_size=block_size,
         layers_again=settings.gradient_checkpointing,
     )
+    groups = rates.parameter_groups(
+        model, settings.learning_rate, settings.embedding_learning_rate, fresh=settings.fresh_rows
+    )
+    weights = made.weights
+    if settings.dtype == "nf4" and next(model.parameters()).is_meta:
+        layers = [module.weight for name, module in model.named_modules() if name.endswith("_layer")]
+        weights -= round(sum(weight.numel() * (weight.element_size() - _NF4_BYTES) for weight in layers))
+    return replace(made, chosen=_chosen(model, settings), rates=rates.describe(groups), weights=weights)
 
 
 def make_plan(
@@ -96,6 +154,9 @@ def make_plan(
     in_loss = config.vocab_size * (config.hidden_size + loss.positions_at_once(tokens_a_pass, config.vocab_size))
     return Plan(
         trainable=trainable,
+        chosen="",
+        rates="",
+        unreached=unreached(model),
         steps=steps,
         tokens=tokens,
         weights=weights,

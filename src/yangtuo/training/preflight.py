@@ -29,8 +29,29 @@ def check(options: Mapping[str, Any]) -> list[UserError]:
         except (TrainingError, ConfigError) as error:
             errors.append(error)
     is_dora = read.get("lora", {}).get("use_dora", False)
-    found = [_check_processes(options), *_check_sharding(options, is_dora), _check_dtype(options)]
+    found = [
+        _check_processes(options),
+        _check_whole(options),
+        *_check_sharding(options, is_dora),
+        _check_dtype(options),
+    ]
     return [error for error in found if error is not None] + errors + _check_trackers(options["report_to"])
+
+
+def _check_whole(options: Mapping[str, Any]) -> UserError | None:
+    """A whole model has no adapter, and no part of it learns apart."""
+    given = {
+        name: options[name] for name in ("adapter", "embeddings", "embedding_learning_rate", "lora") if options[name]
+    }
+    if options["dtype"] == "nf4":
+        given["dtype"] = "nf4"
+    if options["rank"] or not given or given == {"embeddings": "full"}:
+        return None
+    return ConfigError(
+        "--rank 0 trains the whole model, which does not go with options of an adapter",
+        found=", ".join(f"--{name.replace('_', '-')} {value}" for name, value in given.items()),
+        expected="--rank 0 without them, or a rank of 1 and more",
+    )
 
 
 def _check_trackers(names: Sequence[str]) -> list[UserError]:
@@ -89,6 +110,13 @@ def _check_dtype(options: Mapping[str, Any]) -> UserError | None:
             found="no GPU",
             expected="bfloat16 or float32, which hold small gradients without scaling",
             run="the same command with --dtype auto",
+        )
+    if options["attention"] == "flash_attention_2" and not (torch.cuda.is_available() and find_spec("flash_attn")):
+        return ConfigError(
+            "--attention flash_attention_2 needs a GPU and its package",
+            found="no GPU" if not torch.cuda.is_available() else "no package flash_attn",
+            expected="another --attention, or both",
+            run="pip install flash-attn --no-build-isolation",
         )
     if dtype == "nf4" and find_spec("bitsandbytes") is None:
         return TrainingError(

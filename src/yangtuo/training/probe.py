@@ -29,17 +29,20 @@ _TOLERANCE = 2e-3  # of the loss, relative; a document that sees another moves i
 _BREAKS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ImportError, AssertionError)
 
 
-def choose_attention(config: PretrainedConfig) -> str:
-    """The attention that the model of `config` trains with: our own on a CPU where it is equal, else transformers'.
+def choose_attention(config: PretrainedConfig, asked: str = "auto") -> str:
+    """The attention that the model of `config` trains with: what was `asked` for, or else our own on a CPU where it is
+    equal, and transformers' where not. FlashAttention, which knows no CPU, is tried as SDPA.
 
     Raises `TrainingError`, with the reason, for an architecture that does not train right under either.
     """
     values = {name: value for name, value in config.to_dict().items() if not name.startswith("_")}
-    offered = ("sdpa", "eager") if torch.cuda.is_available() else (attention.NAME, "sdpa", "eager")
+    own = () if torch.cuda.is_available() else (attention.NAME,)
+    is_flash = asked == "flash_attention_2"
+    offered = (*own, "sdpa", "eager") if asked == "auto" else ("sdpa",) if is_flash else (asked,)
     found = _chosen(config.model_type, json.dumps(values, sort_keys=True, default=str), offered)
     if isinstance(found, UserError):
         raise found
-    return found
+    return asked if is_flash else found
 
 
 @lru_cache(maxsize=16)

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from peft import PeftModel
 from torch import nn
 
 from yangtuo.training import adapter, processes
@@ -20,12 +19,13 @@ FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
 element by about its rate, and rows differ in size between models."""
 NEW_ROWS_RATE = 2.5
 """How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
+_UNKNOWN = math.nan  # a rate by the size of rows whose values were not read
 
 Schedule = Literal["linear", "cosine"]
 
 
 def parameter_groups(
-    model: PeftModel, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: bool = False
+    model: adapter.Trained, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: bool = False
 ) -> list[dict[str, Any]]:
     """An optimizer's groups of all that learns in `model`, with `lr`; `rows` tells those of embedding and head.
 
@@ -46,7 +46,12 @@ def parameter_groups(
 def describe(groups: Sequence[dict[str, Any]]) -> str:
     """The peak rates of `parameter_groups` in a line."""
     lora, rows = (
-        " and ".join(f"{group['lr']:.2g}" for group in groups if group["rows"] is kind) for kind in (False, True)
+        " and ".join(
+            "by their size" if math.isnan(group["lr"]) else f"{group['lr']:.2g}"
+            for group in groups
+            if group["rows"] is kind
+        )
+        for kind in (False, True)
     )
     return f"peak rates: {lora}" + (f", embedding and head {rows}" if rows else "")
 
@@ -60,10 +65,12 @@ def share_of_peak(step: int, num_steps: int, schedule: Schedule = "linear", warm
     return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
-def _rows_rate(model: PeftModel, name: str, learning_rate: float, fresh: bool) -> float:
+def _rows_rate(model: adapter.Trained, name: str, learning_rate: float, fresh: bool) -> float:
     if not adapter.is_new_rows(name):
         return learning_rate
     if not fresh:
         return NEW_ROWS_RATE * learning_rate
+    if next(model.parameters()).is_meta:
+        return _UNKNOWN
     deviation, is_output = adapter.row_deviation(model, name)
     return deviation * (FRESH_HEAD_RATE if is_output else FRESH_EMBEDDING_RATE)

@@ -51,6 +51,8 @@ class Settings:
     """Trackers that the Trainer has callbacks for."""
     board: Path | None = None
     """Where TensorBoard's files go."""
+    stored_dtype: torch.dtype = torch.float32
+    """In which a whole model is written; adapters are written in float32."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the Trainer, by their names there."""
 
