@@ -2,7 +2,7 @@
 
     python benchmarks/sharding_memory.py [--small]
 
-A random Llama of 303 MB in float32 (`--small`: 76 MB) takes two steps of LoRA in processes of their own. Anonymous memory is sampled
+A random Llama of 300 MB in float32 takes two steps of LoRA in processes of their own. Anonymous memory is sampled
 every few milliseconds from the first import on: pages of the mapped file are left out, which the system takes back at
 will. A model of a few hundred thousand parameters gives what libraries and DeepSpeed's buffers take by themselves.
 """

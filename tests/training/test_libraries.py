@@ -167,7 +167,7 @@ def test_of_several_gpus_one_is_used_and_a_line_says_how_to_use_all(
         raise AssertionError("DataParallel")
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.nn, "DataParallel", refuse)
+    monkeypatch.setattr(torch.nn.DataParallel, "__init__", refuse)
     made = pretrain.run(PretrainConfig(**{**values, "output": tmp_path / "adapter", "max_steps": 1}))
     assert made.manifest is not None and made.manifest.details["steps"] == 1
     assert made.manifest.details["tokens"] == values["batch_size"] * 32, "a batch is not doubled by a second GPU"

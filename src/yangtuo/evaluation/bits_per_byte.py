@@ -23,7 +23,7 @@ from yangtuo.training import held_out, loss
 from yangtuo.vocab.encoding import Encoder
 
 MAX_WINDOW = 2048  # tokens
-_TRIED, _NEAR = 64, 1e-3  # tokens by which a head is tried, and how near two figures of one model are
+_TRIED = 64  # tokens by which it is tried whether a head is plain
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,10 @@ def score_text(model: PreTrainedModel, encoder: Encoder, documents: Sequence[str
 def _scorer(model: PreTrainedModel, num_tried: int) -> Callable[..., Tensor]:
     """The loss by row of `model`: in slices where its head is plain, which is tried, else by its own logits."""
     own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    ids = torch.arange(num_tried, device=model.device)[None] % own.get_input_embeddings().num_embeddings
-    sliced, whole = (loss.nats_by_row(own, ids, sliced, input_ids=ids) for sliced in (loss.has_plain_head(own), False))
-    return partial(loss.nats_by_row, own, sliced=bool(torch.allclose(sliced, whole, rtol=_NEAR)))
+    ids = torch.arange(num_tried, device=model.device)[None] % own.config.get_text_config().vocab_size
+    near = 1e-5 if own.dtype == torch.float32 else 1e-3
+    is_plain = loss.has_plain_head(own)
+    if is_plain:
+        in_slices, by_logits = (loss.nats_by_row(own, ids, sliced, input_ids=ids) for sliced in (True, False))
+        is_plain = torch.allclose(in_slices, by_logits, rtol=near)
+    return partial(loss.nats_by_row, own, sliced=is_plain)

@@ -28,8 +28,8 @@ from yangtuo.training.settings import Settings, compute_dtype
 from yangtuo.vocab.directory import copy_tokenizer, read_directory
 from yangtuo.vocab.encoding import Encoder
 from yangtuo.weights import loading
-from yangtuo.weights.checkpoint import CONFIG_FILE, open_checkpoint, read_json
-from yangtuo.weights.layouts import summarize
+from yangtuo.weights.checkpoint import CONFIG_FILE, read_json
+from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.shape import refuse_running_text, resolve_shape
 
 _ADAPTER_CONFIG = "adapter_config.json"

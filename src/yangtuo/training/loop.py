@@ -229,7 +229,7 @@ def _arguments(settings: Settings, num_steps: int, directory: Path) -> TrainingA
         report_to=list(settings.report_to),
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=not on_cpu,
+        dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
         **sharding.trainer_options(settings.sharding),
     )
