@@ -131,7 +131,7 @@ def use_sliced_loss(model: PreTrainedModel) -> bool:
         if labels is None:
             return original(*args, **inputs)
         if by_row:
-            return CausalLMOutputWithPast(loss=nats_by_row(self, labels, sliced, **inputs))  # type: ignore[arg-type]
+            return CausalLMOutputWithPast(loss=nats_by_row(self, labels, sliced, **inputs))
         if not sliced:
             return original(*args, labels=labels, **inputs)
         return CausalLMOutputWithPast(loss=_causal_loss(self, labels, **inputs))
