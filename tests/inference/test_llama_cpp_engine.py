@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError, ServingError
 from yangtuo.inference.engine import Generation, Sampling, Step, UnsupportedError, generate
 from yangtuo.inference.transformers_engine import TransformersEngine, load_model
 from yangtuo.vocab.directory import copy_tokenizer
@@ -76,6 +76,15 @@ def test_requests_are_cancelled_and_failures_are_told(pico_model: Path, tmp_path
     with pytest.raises(UnsupportedError, match="prompt"):
         engine.score(PROMPTS[0], 1)
     engine.close()
+
+
+def test_an_engine_that_is_closed_in_mid_reply_is_an_error(pico_model: Path, tmp_path: Path) -> None:
+    engine = engine_of(pico_model, tmp_path)
+    tokens = iter(Generation(engine, PROMPTS[0], Sampling(max_tokens=200)))
+    next(tokens)
+    engine.close()
+    with pytest.raises(EngineError):
+        list(tokens)
 
 
 def test_a_seed_gives_the_same_reply(pico_model: Path, tmp_path: Path) -> None:

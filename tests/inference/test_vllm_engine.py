@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError, ServingError
 from yangtuo.inference.engine import Generation, Sampling, generate
 from yangtuo.inference.transformers_engine import TransformersEngine, load_adapted, load_model
 from yangtuo.inference.vllm_engine import VllmEngine, find_python
@@ -70,6 +70,18 @@ def test_prompts_are_scored_as_transformers_scores_them(engine: VllmEngine, mode
     expected = TransformersEngine(load_model(model)).score(PROMPTS[2], 2)
     scored = engine.score(PROMPTS[2], 2)
     assert [token.logprob for token in scored[1:]] == pytest.approx([t.logprob for t in expected[1:]], abs=1e-3)
+
+
+def test_a_server_that_is_killed_in_mid_reply_is_an_error(engine: VllmEngine) -> None:
+    """The last test of this engine: it is no more."""
+    tokens = iter(Generation(engine, PROMPTS[0], Sampling(max_tokens=200)))
+    next(tokens)
+    engine._process.kill()
+    with pytest.raises(EngineError):
+        list(tokens)
+    engine._process.wait()
+    with pytest.raises(ServingError, match="ended"):
+        engine.check()
 
 
 def test_a_server_that_has_died_is_told(model: Path) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from yangtuo.data.template import Message
 from yangtuo.inference.conversation import Conversation
 from yangtuo.serving.app import MAX_BODY, Front
 
@@ -151,6 +152,28 @@ def test_a_failing_engine_is_an_error_never_an_empty_reply(pico_model: Any, conv
         status, answer = post(address, "/v1/chat/completions", CHAT)
         assert status == 500 and "no numbers" in answer["error"]["message"]
         assert post(address, "/v1/chat/completions", {**CHAT, "stream": True})[0] == 500
+    engine.close()
+
+
+def test_running_text_to_a_model_that_reads_prompts_alone_is_a_bad_request(pico_glm: Any) -> None:
+    from yangtuo.data.template import get_template
+    from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+    from yangtuo.vocab.encoding import load_encoder
+
+    engine = TransformersEngine(load_model(pico_glm))
+    glm = Conversation(engine, load_encoder(pico_glm), get_template("model", pico_glm))
+    with served(Front({"glm": glm})) as address:
+        assert post(address, "/v1/chat/completions", CHAT)[0] == 200
+        bare = {"prompt": "hello", "max_tokens": 2}
+        for path, body in (
+            ("completions", bare),
+            ("completions", {**bare, "stream": True}),
+            ("completions", {**bare, "echo": True, "logprobs": 1}),
+            ("embeddings", {"input": "hello"}),
+        ):
+            status, answer = post(address, f"/v1/{path}", body)
+            assert status == 400 and "[gMASK]" in answer["error"]["message"]
+        assert post(address, "/v1/completions", {"prompt": glm.prompt([Message("user", "hello")])})[0] == 200
     engine.close()
 
 

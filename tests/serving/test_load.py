@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from yangtuo.data.template import Message, get_template
 from yangtuo.inference.conversation import Conversation
 from yangtuo.inference.engine import Cancel, Receive, Sampling, Step, Token, generate
+from yangtuo.inference.transformers_engine import _Job
 from yangtuo.serving.app import Front
+from yangtuo.serving.replies import Choice
 from yangtuo.vocab.encoding import load_encoder
 
 from .conftest import served
@@ -68,6 +71,9 @@ def test_five_hundred_requests_are_each_answered_with_their_own_reply(address: s
             assert [name for name in tokens if not name.startswith("bytes:")] == [
                 part.decode() for part in raw if _is_text(part)
             ]
+    gc.collect()
+    kinds = [type(thing) for thing in gc.get_objects()]
+    assert not {Choice, _Job} & set(kinds), "what a request held is given back, however the request ended"
 
 
 def _is_text(part: bytes) -> bool:

@@ -1,34 +1,50 @@
-"""The page in a real Chromium: Chinese typed in, an answer that streams, a talk that outlives a reload."""
+"""The page in a real Chromium: Chinese typed in, answers that stream, talks that are edited, kept and exported."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ..inference.test_opening import adapter_of
+
 pytest.importorskip("gradio", reason="needs the extra `web`")
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+pytest.importorskip("selenium", reason="needs selenium")
+
+from selenium import webdriver
+
+from yangtuo.serving.page import as_markdown, as_typed
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
+PASSWORD = "羊驼 pass"
+SAID = "你好，羊驼 </s> <b>1 < 2</b> &lt; `<i>`"
 
 
-@pytest.fixture(scope="module")
-def page(pico_model: Path) -> Iterator[str]:
-    """The address of a page over the pico model."""
-    command = [sys.executable, "-m", "yangtuo", "web", "--model", str(pico_model), "--engine", "transformers"]
+@contextmanager
+def shown(*arguments: str, port: int = 0) -> Iterator[str]:
+    """`yangtuo web` with these arguments, and the address of its page."""
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "yangtuo", "web", "--listen-port", str(port), *arguments]
     environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False"}
-    with subprocess.Popen(
-        [*command, "--template", "alpaca", "--listen-port", "8080"], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         said = ""
         for line in process.stderr:
@@ -42,44 +58,156 @@ def page(pico_model: Path) -> Iterator[str]:
         assert process.wait(timeout=60) == 0
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@contextmanager
+def browsing(downloads: Path) -> Iterator[Any]:
+    """A browser of somebody who reads Chinese."""
     options = webdriver.ChromeOptions()
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--window-size=1200,1100",
-        "--lang=zh-CN",
-    ):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,1000"):
         options.add_argument(flag)
-    options.add_experimental_option("prefs", {"intl.accept_languages": "zh-CN,zh"})
+    options.add_argument("--lang=zh-CN")
+    wanted = {"intl.accept_languages": "zh-CN,zh", "download.default_directory": str(downloads)}
+    options.add_experimental_option("prefs", wanted)
     options.binary_location = CHROMIUM
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.implicitly_wait(60)
+    driver.implicitly_wait(20)
+    driver.downloads = downloads
     yield driver
     driver.quit()
 
 
-def text_of(browser: Any, element: str, after: str = "") -> str:
-    """The text of an element once something stands behind `after` in it, and no more comes."""
-    end, last = time.monotonic() + 60, ""
+@pytest.fixture(scope="module")
+def page(pico_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a page over the pico model and an adapter on it, behind a password."""
+    adapter = adapter_of(pico_model, tmp_path_factory.mktemp("page") / "tuned", 5, r=8, lora_alpha=64)
+    given = ["--model", str(pico_model), "--adapter", f"tuned={adapter}", "--engine", "transformers"]
+    with shown(*given, "--template", "alpaca", "--password", PASSWORD) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser(page: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser that has logged in."""
+    with browsing(tmp_path_factory.mktemp("downloads")) as driver:
+        driver.get(page)
+        fields = driver.find_elements("css selector", "input, textarea")
+        fields[0].send_keys("anyone")
+        fields[1].send_keys(PASSWORD + "\n")
+        driver.find_element("id", "say")
+        yield driver
+
+
+def wait_for(what: str, look: Any) -> Any:
+    """What `look` gives once it gives something and the same again: nothing streams any more."""
+    end, last = time.monotonic() + 60, None
     while time.monotonic() < end:
-        text = str(browser.find_element("id", element).text)
-        if after in text and len(text) > len(after) + 12 and text == last:
-            return text
-        last = text
-        time.sleep(1)
-    return last
+        value = look()
+        if value and value == last:
+            return value
+        last = value
+        time.sleep(0.7)
+    pytest.fail(f"{what}: {last!r}")
 
 
+def turns(browser: Any) -> list[str]:
+    """The messages as they are shown."""
+    return [element.text for element in browser.find_elements("css selector", "#talk .message")]
+
+
+def answered(browser: Any, count: int) -> list[str]:
+    """The messages once there are `count` of them, the last with something in it."""
+    return list(wait_for(f"{count} messages", lambda: (t := turns(browser))[count - 1 :] and t[-1] and t))
+
+
+def settle(browser: Any, name: str, value: str) -> None:
+    """Sets a slider's number; the settings are opened where they are closed."""
+    box = browser.find_element("css selector", f"#{name} input[type=number]")
+    if not box.is_displayed():
+        next(b for b in browser.find_elements("css selector", "button.label-wrap") if b.is_displayed()).click()
+        time.sleep(0.5)
+    box.clear()
+    box.send_keys(value + "\t")
+
+
+def log_in(page: str, password: str) -> int:
+    body = urllib.parse.urlencode({"username": "anyone", "password": password}).encode()
+    try:
+        with urllib.request.urlopen(f"{page}login", body) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_password_is_wanted(page: str) -> None:
+    page = page.rstrip("/") + "/"
+    assert log_in(page, "wrong") == 400
+    assert log_in(page, PASSWORD) == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{page}config")
+
+
+@needs_browser
 def test_chinese_is_typed_and_answered_and_kept(page: str, browser: Any) -> None:
     browser.get(page)
     box = browser.find_element("css selector", "#say textarea")
     assert "请输入" in box.get_attribute("placeholder"), "the page speaks the browser's language"
-    box.send_keys("你好，羊驼 </s>\n")
-    said = text_of(browser, "talk", "你好，羊驼 </s>")
-    assert "你好，羊驼 </s>" in said and len(said.split("</s>", 1)[1].strip()) > 0
+    box.send_keys(SAID + "\n")
+    said = answered(browser, 2)
+    assert said[0] == SAID.replace("`", ""), "what is typed is shown, to the last tag"
     assert browser.find_elements("css selector", ".error") == []
     browser.refresh()
-    assert "你好，羊驼 </s>" in text_of(browser, "talk", "你好，羊驼 </s>")
+    assert answered(browser, 2) == said
+
+
+@needs_browser
+def test_a_talk_goes_on_is_edited_retried_and_exported(browser: Any, page: str) -> None:
+    browser.get(page)
+    browser.find_element("id", "new").click()
+    wait_for("an empty talk", lambda: not turns(browser))
+    settle(browser, "max-tokens", "8")
+    box = browser.find_element("css selector", "#say textarea")
+    for number, text in enumerate(("第一", "第二 <i>"), 1):
+        box.send_keys(text + "\n")
+        answered(browser, 2 * number)
+    browser.find_element("css selector", "#talk button[aria-label='Retry'], #talk button[title='Retry']").click()
+    assert len(answered(browser, 4)) == 4
+    edits = browser.find_elements("css selector", "#talk button[aria-label='Edit'], #talk button[title='Edit']")
+    edits[-1].click()
+    field = browser.find_element("css selector", "#talk textarea")
+    field.send_keys("改")
+    browser.find_element("css selector", "#talk button[aria-label='Submit'], #talk button[title='Submit']").click()
+    wait_for("the edited question", lambda: "第二 <i>改" in turns(browser))
+    answered(browser, 4)
+    browser.find_element("id", "export").click()
+    file = wait_for("the exported talk", lambda: next(iter(browser.downloads.glob("*.json")), None))
+    messages = json.loads(file.read_text("utf-8"))["messages"]
+    assert [message["content"] for message in messages][::2] == ["第一", "第二 <i>改"]
+
+
+@needs_browser
+def test_two_models_stand_beside_each_other_and_text_is_continued(browser: Any, page: str) -> None:
+    browser.get(page)
+    tabs = {tab.text: tab for tab in browser.find_elements("css selector", "button[role=tab]")}
+    tabs["对比"].click()
+    browser.find_element("css selector", "#question textarea").send_keys("the cat")
+    browser.find_element("id", "compare").click()
+
+    def both() -> list[str]:
+        found = [browser.find_element("css selector", f"#{side} textarea") for side in ("left", "right")]
+        return [text for box in found if (text := box.get_attribute("value"))]
+
+    left, right = wait_for("two answers", lambda: (texts := both())[1:] and texts)
+    assert left != right
+    tabs["续写"].click()
+    box = browser.find_element("css selector", "#text textarea")
+    box.send_keys("the cat sat")
+    browser.find_element("id", "continue").click()
+    text = wait_for("a longer text", lambda: (t := box.get_attribute("value")) != "the cat sat" and t)
+    assert text.startswith("the cat sat")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SAID, r"\<b> \\<b> a\b", "```\n<b> &amp;\n``` <b>", "`a` <b> `<c>", "1<2 & 3 &#10; <!-- -->", "中文<|im_end|>"],
+)
+def test_what_is_shown_leads_back_to_what_was_typed(text: str) -> None:
+    assert as_typed(as_markdown(text)) == text

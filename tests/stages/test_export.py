@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,51 @@ def test_metas_layout_comes_back_bit_for_bit(
 def test_gguf_comes_back_bit_for_bit(pico_model: Path, pico_tied_model: Path, tmp_path: Path, tied: bool) -> None:
     model = pico_tied_model if tied else pico_model
     made = run(model, tmp_path / "gguf", format="gguf")
-    assert {path.name for path in made.path.iterdir()} == {"model.gguf", "yangtuo.json"}
+    assert {path.name for path in made.path.iterdir()} == {"model.gguf", "Modelfile", "yangtuo.json"}
     returned = back(made.path, tmp_path / "back")
     assert_same(returned, model)
     both = [load_encoder(path) for path in (returned, model)]
     assert both[0].pieces == both[1].pieces
     text = "Once upon a time, 你好 1998"
     assert both[0].encode(text) == both[1].encode(text)
+
+
+@pytest.fixture(scope="module")
+def wide_model(pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose rows divide into the 256 values of a K-quant's block, but for those of one matrix."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from yangtuo.vocab.directory import copy_tokenizer
+
+    directory = tmp_path_factory.mktemp("wide") / "model"
+    torch.manual_seed(7)
+    shape = {"hidden_size": 256, "intermediate_size": 288, "num_hidden_layers": 4, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, max_position_embeddings=256, **shape)).save_pretrained(directory)
+    copy_tokenizer(pico_tokenizer, directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("quantize", "formats", "error"),
+    [
+        ("q4_k_m", {"Q4_K": 17, "Q5_0": 2, "Q6_K": 3 + 1, "Q8_0": 2}, 0.1),
+        ("q5_k_m", {"Q5_K": 17, "Q5_1": 2, "Q6_K": 3 + 1, "Q8_0": 2}, 0.05),
+        ("q6_k", {"Q6_K": 26 - 0, "Q8_0": 4}, 0.03),
+    ],
+)
+def test_k_quants_are_llama_cpps(
+    wide_model: Path, tmp_path: Path, quantize: str, formats: dict[str, int], error: float
+) -> None:
+    pytest.importorskip("xllamacpp", reason="needs the wheel xllamacpp: llama.cpp")
+    made = run(wide_model, tmp_path / "gguf", format="gguf", quantize=quantize)
+    reader = gguf.GGUFReader(made.path / "model.gguf")
+    types = [tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) == 2]
+    assert {name: types.count(name) for name in sorted(set(types))} == formats
+    returned = back(made.path, tmp_path / "back")
+    with open_tensors(returned) as ours, open_tensors(wide_model) as theirs:
+        for name in theirs.names():
+            expected = theirs.get(name)
+            assert (ours.get(name).float() - expected).norm() <= error * expected.norm(), name
 
 
 @pytest.mark.parametrize(("quantize", "bits"), [("f16", 11), ("bf16", 8), ("q8_0", 7), ("q4_0", 3)])
@@ -115,6 +154,45 @@ def test_llama_3s_rope_factors_are_those_of_transformers() -> None:
     assert factors is not None
     torch.testing.assert_close(torch.from_numpy(factors), (plain / scaled).float(), rtol=1e-5, atol=0)
     assert rope_factors(resolve_shape({"model_type": "llama"})) is None
+
+
+def test_an_adapter_gives_in_llama_cpp_what_it_gives_merged(
+    pico_model: Path, tmp_path: Path, write_adapter: Callable[..., Path]
+) -> None:
+    """Ranks and scales of their own for some layers, embedding and head: all that is low-rank."""
+    pytest.importorskip("xllamacpp", reason="needs the wheel xllamacpp: llama.cpp")
+    from yangtuo.config.merge import MergeConfig
+    from yangtuo.inference.engine import Sampling, generate
+    from yangtuo.inference.llama_cpp_engine import LlamaCppEngine, write_ids_only
+    from yangtuo.inference.transformers_engine import TransformersEngine, load_model
+    from yangtuo.stages import merge
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"]
+    options = {"target_modules": targets, "rank_pattern": {"k_proj": 4}, "alpha_pattern": {"o_proj": 3}}
+    adapter = write_adapter(tmp_path / "adapter", pico_model, 5, lora_alpha=16, use_rslora=True, **options)
+    made = run(pico_model, tmp_path / "lora", format="gguf", adapter=str(adapter))
+    assert {path.name for path in made.path.iterdir()} == {"adapter.gguf", "yangtuo.json"}
+    write_ids_only(run(pico_model, tmp_path / "base", format="gguf").path / "model.gguf", tmp_path / "ids.gguf")
+    engine = LlamaCppEngine(tmp_path / "ids.gguf", adapters={"it": made.path / "adapter.gguf"})
+    merged = merge.run(MergeConfig(base=str(pico_model), adapter=(str(adapter),), output=tmp_path / "merged")).path
+    prompts, sampling = [[1, 40, 41, 42], [1, 77], [1, 90, 91, 92]], Sampling(max_tokens=20)
+    expected = [generate(TransformersEngine(load_model(path)), prompts, sampling) for path in (pico_model, merged)]
+    assert expected[0] != expected[1]
+    assert [generate(engine, prompts, sampling, name) for name in (None, "it")] == expected
+    engine.close()
+
+
+def test_an_adapter_of_more_than_pairs_is_refused(
+    pico_model: Path, pico_tied_model: Path, tmp_path: Path, write_adapter: Callable[..., Path]
+) -> None:
+    saved = write_adapter(tmp_path / "saved", pico_model, 5, modules_to_save=["lm_head"])
+    with pytest.raises(WeightsError, match=r"lm_head(.|\n)*yangtuo merge"):
+        run(pico_model, tmp_path / "a", format="gguf", adapter=str(saved))
+    tied = write_adapter(tmp_path / "tied", pico_tied_model, 5, target_modules=["embed_tokens"])
+    with pytest.raises(WeightsError, match="embed_tokens"):
+        run(pico_tied_model, tmp_path / "b", format="gguf", adapter=str(tied))
+    with pytest.raises(UserError, match="float32"):
+        run(pico_model, tmp_path / "c", format="gguf", adapter=str(saved), quantize="q8_0")
 
 
 def test_contradictions_and_strangers_are_refused(pico_model: Path, tmp_path: Path) -> None:

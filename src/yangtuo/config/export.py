@@ -22,10 +22,14 @@ class ExportConfig(StageConfig):
     model: InputPath
     """The model to write: a directory or a hub id."""
     format: Literal["gguf", "meta"]
-    """gguf for llama.cpp, or meta for consolidated.*.pth and params.json."""
+    """gguf for llama.cpp and Ollama, or meta for consolidated.*.pth and params.json."""
     output: Path
-    """The directory to write; with gguf it holds model.gguf."""
-    quantize: Literal["keep", "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = "keep"
+    """The directory to write; with gguf it holds model.gguf and a Modelfile for Ollama."""
+    adapter: InputPath | None = None
+    """Write this LoRA adapter of the model alone, as adapter.gguf for llama.cpp's --lora; low-rank pairs only."""
+    quantize: Literal[
+        "keep", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_0", "q4_k_m", "q4_1", "q4_0"
+    ] = "keep"
     """Number format of the matrices in GGUF; keep writes that of the model."""
     shards: Positive = 1
     """Number of consolidated.*.pth in Meta's layout: model-parallel ranks."""

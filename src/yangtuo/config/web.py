@@ -29,6 +29,8 @@ class WebConfig(StageConfig):
     template: str | None = None
     """How prompts are written: alpaca, alpaca-2, chatml, llama-3; the model's own when not given."""
     listen: Annotated[bool, Parameter(negative="")] = False
-    """Listen on all addresses of this machine, not on loopback only."""
+    """Listen on all addresses of this machine, not on loopback only; goes with --password."""
+    password: str | None = None
+    """What visitors have to give, under any name, or in the variable YANGTUO_PASSWORD."""
     listen_port: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=1 << 16))] = 7860
     """The port of the page."""

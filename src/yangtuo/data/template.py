@@ -223,7 +223,7 @@ class Template:
             if self.name in _KNOWN:
                 return runs
             # A model's own template may look into messages: cut a "</think>" off, say. Then it has to see them.
-            shown = _render_text(self.jinja, turns, answering, controls.bos, controls.eos)
+            shown = render_text(self.jinja, turns, answering, controls.bos, controls.eos)
             if shown == "".join(run.text for run in runs):
                 return runs
         hidden = _each_text([turns, list(tools)], controls.hide)
@@ -231,7 +231,7 @@ class Template:
         for turn, plain in zip(veiled[0], turns, strict=True):
             turn["role"] = plain["role"]
         rendered, safe = (
-            _render_text(self.jinja, shown[0], answering, controls.bos, controls.eos, shown[1])
+            render_text(self.jinja, shown[0], answering, controls.bos, controls.eos, shown[1])
             for shown in (hidden, veiled)
         )
         runs = _split(rendered, dict(enumerate(controls.hidden)), controls, hidden=True)
@@ -270,10 +270,10 @@ class Template:
 def _render(jinja: str, roles: tuple[Role, ...], answering: bool, bos: str, eos: str) -> str:
     """The conversation with a mark for each message; the marks' spaces show whether the template trims."""
     marks = [{"role": role, "content": f"{_SPACE}{MARK_BEGIN}{at}{MARK_END}{_SPACE}"} for at, role in enumerate(roles)]
-    return _render_text(jinja, marks, answering, bos, eos)
+    return render_text(jinja, marks, answering, bos, eos)
 
 
-def _render_text(
+def render_text(
     jinja: str, turns: Sequence[Mapping[str, Any]], answering: bool, bos: str, eos: str, tools: Sequence[Any] = ()
 ) -> str:
     """The text of a conversation, written with the variables that transformers gives to chat templates."""

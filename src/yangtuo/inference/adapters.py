@@ -5,6 +5,7 @@ Read from the adapter's settings and the names of its tensors, as the engines' s
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,6 @@ from yangtuo.weights.checkpoint import read_json
 
 EngineName = Literal["transformers", "vllm", "llama.cpp"]
 ENGINES: tuple[EngineName, ...] = ("transformers", "vllm", "llama.cpp")
-_VLLM_MODULES = {"classifier", "score"}
 
 
 def reasons_to_merge(adapter: Path, base: Path | None = None) -> dict[EngineName, str | None]:
@@ -27,29 +27,31 @@ def reasons_to_merge(adapter: Path, base: Path | None = None) -> dict[EngineName
     grown = _grown(adapter, base) if base else None
     return {
         "transformers": grown,
-        "vllm": grown or _vllm(config),
-        "llama.cpp": "llama.cpp is given one file, and knows low-rank pairs only",
+        "vllm": grown or _beyond_pairs(config, "vLLM", allowed={"classifier", "score"}),
+        "llama.cpp": grown or _beyond_pairs(config, "llama.cpp"),
     }
 
 
-def _vllm(config: dict[str, Any]) -> str | None:
-    saved = [name for name in config.get("modules_to_save") or () if name not in _VLLM_MODULES]
+def _beyond_pairs(config: dict[str, Any], engine: str, allowed: Set[str] = frozenset()) -> str | None:
+    """A reason where an adapter is more than low-rank pairs and copies of the `allowed` modules."""
+    saved = [name for name in config.get("modules_to_save") or () if name not in allowed]
     if saved:
-        return f"vLLM loads no trained copies of {', '.join(saved)}"
+        return f"{engine} loads no trained copies of {', '.join(saved)}"
     if config.get("trainable_token_indices"):
-        return "vLLM loads no trained rows of the vocabulary"
+        return f"{engine} loads no trained rows of the vocabulary"
     if config.get("use_dora"):
-        return "vLLM loads no DoRA"
+        return f"{engine} loads no DoRA"
     if config.get("bias", "none") != "none":
-        return "vLLM loads no trained biases"
-    return None if config.get("peft_type", "LORA") == "LORA" else f"vLLM loads no {config['peft_type']}"
+        return f"{engine} loads no trained biases"
+    return None if config.get("peft_type", "LORA") == "LORA" else f"{engine} loads no {config['peft_type']}"
 
 
 def _grown(adapter: Path, base: Path) -> str | None:
     """A reason where the adapter's vocabulary is larger than its base: then no engine could put it on."""
     from yangtuo.weights.adapter import Replace, open_adapter
+    from yangtuo.weights.layouts import open_checkpoint
 
-    rows = read_json(base / "config.json").get("vocab_size")
+    rows = open_checkpoint(base).shape.vocabulary_size
     opened = open_adapter(adapter, str(adapter), adapter)
     for target, updates in opened.updates.items():
         for update in updates:

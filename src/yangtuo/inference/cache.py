@@ -6,11 +6,12 @@ that were used last. Nothing in it is needed: it can be removed at any time.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 from yangtuo.config.options import parse_size
 
@@ -28,8 +29,7 @@ def cached(name: str, make: Callable[[Path], None]) -> Path:
     root = directory()
     root.mkdir(parents=True, exist_ok=True)
     path, draft = root / name, root / f".{name}.partial"
-    with (root / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / f".{name}.lock"):
         if not path.exists():
             _remove(draft)
             make(draft)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from yangtuo.errors import EngineError
-from yangtuo.inference.engine import Sampling, Token
+from yangtuo.inference.engine import Sampling, Token, not_finite
 
 
 class Chooser:
@@ -83,12 +82,7 @@ def choose(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Token]:
     logits = logits.float()
     best = logits.max(-1)
     if not bool(torch.isfinite(best.values).all()):
-        raise EngineError(
-            "the model computes no numbers",
-            found="logits that are not finite",
-            expected="weights that are whole, in a number format that holds them",
-            run="yangtuo inspect MODEL --verify, or the same command with a model in float32",
-        )
+        raise not_finite()
     likeliest = best.indices.tolist()
     rows = None if all(chooser.is_plain for chooser in choosers) else logits.cpu()
     tokens = []

@@ -31,10 +31,6 @@ class Conversation:
         ids = generate(self.engine, prompts, self.with_stops(sampling), self.adapter)
         return [self.encoder.decode(reply).strip() for reply in ids]
 
-    def stream(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[str]:
-        """The reply to one conversation, in pieces of whole characters as they come."""
-        return self.continue_ids(self.prompt(messages), self.with_stops(sampling))
-
     def continue_ids(self, prompt: Sequence[int], sampling: Sampling) -> Iterator[str]:
         """What follows `prompt`, as text in whole characters."""
         generation = iter(Generation(self.engine, prompt, sampling, self.adapter))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from yangtuo.errors import ServingError
+from yangtuo.errors import EngineError, ServingError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -107,6 +107,16 @@ class Engine(Protocol):
 
 class UnsupportedError(ServingError):
     """A request that is right, but that this engine cannot do."""
+
+
+def not_finite() -> EngineError:
+    """What an engine raises whose model computes NaN or infinity, from which nothing can be chosen."""
+    return EngineError(
+        "the model computes no numbers",
+        found="logits that are not finite",
+        expected="weights that are whole, in a number format that holds them",
+        run="yangtuo inspect MODEL --verify, or the same command with a model in float32",
+    )
 
 
 def _put(steps: queue.SimpleQueue[tuple[int, Step]], index: int, step: Step) -> None:

@@ -6,14 +6,15 @@ whose vocabulary is numbers: no text, no template and no control token exist in 
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yangtuo.errors import ConfigError, ServingError
-from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, UnsupportedError
+from yangtuo.errors import ConfigError, EngineError, ServingError
+from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, UnsupportedError, not_finite
 from yangtuo.inference.streaming import Server, stream
 
 MAX_ROWS = 16
@@ -30,14 +31,22 @@ class LlamaCppEngine:
     name = "llama.cpp"
     extra_settings = _EXTRA
 
-    def __init__(self, file: Path, max_rows: int = MAX_ROWS, context_length: int | None = None) -> None:
-        """Loads `file`, as `write_ids_only` made it."""
+    def __init__(
+        self,
+        file: Path,
+        max_rows: int = MAX_ROWS,
+        context_length: int | None = None,
+        adapters: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Loads `file`, as `write_ids_only` made it, and GGUF `adapters` that requests name."""
         library = _library()
         metadata, is_float32 = _facts(file)
         trained = next(int(value) for name, value in metadata.items() if name.endswith(".context_length"))
         self.context_length: int | None = min(context_length or _CONTEXT, trained)
+        self._adapters = list(adapters or ())
         key = secrets.token_hex(16)
         parameters = library.CommonParams()
+        parameters.lora_adapters = [library.CommonAdapterLoraInfo(str(path), 0.0) for path in (adapters or {}).values()]
         parameters.model.path = str(file)
         # The cells are shared; a row of its own length for each would be the sum of them all the same.
         parameters.n_ctx = self.context_length * max_rows
@@ -55,11 +64,12 @@ class LlamaCppEngine:
             raise ServingError(f"llama.cpp cannot load {file}", found=str(error)) from error
         host, _, port = self._library_server.listening_address.removeprefix("http://").rpartition(":")
         self._server = Server(self.name, host, int(port), key)
+        self._require_numbers()
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
         """Queues a prompt, see `Engine.submit`."""
-        assert adapter is None, "adapters are merged before"
         body = {
+            **self._chosen(adapter),
             "prompt": list(prompt),
             "n_predict": sampling.max_tokens,
             "stream": True,
@@ -96,6 +106,23 @@ class LlamaCppEngine:
     def close(self) -> None:
         """Ends the server."""
         self._library_server = None
+
+    def _chosen(self, adapter: str | None) -> dict[str, Any]:
+        """The scale of every adapter: none is on but that which is named."""
+        assert adapter is None or adapter in self._adapters, f"no adapter {adapter}"
+        scales = [{"id": index, "scale": float(name == adapter)} for index, name in enumerate(self._adapters)]
+        return {"lora": scales} if scales else {}
+
+    def _require_numbers(self) -> None:
+        """Raises `EngineError` where the model computes NaN, of which llama.cpp says nothing: it takes the first id."""
+        body = {"prompt": [0], "n_predict": 1, "n_probs": 1, "temperature": 0, "return_tokens": True}
+        try:
+            for token in self._tokens(self._server.ask("/completion", body)):
+                if token.logprob is None or not math.isfinite(token.logprob):
+                    raise not_finite()
+        except EngineError:
+            self.close()
+            raise
 
     def _tokens(self, event: Mapping[str, Any]) -> Iterator[Token]:
         details = event.get("completion_probabilities") or [{}] * len(event["tokens"])

@@ -23,7 +23,9 @@ from yangtuo.inference.adapters import EngineName, reasons_to_merge
 from yangtuo.inference.cache import cached
 from yangtuo.inference.conversation import Conversation, open_encoder, open_template
 from yangtuo.inference.engine import Engine
+from yangtuo.weights.adapter import open_adapter
 from yangtuo.weights.gguf import open_gguf, write_gguf
+from yangtuo.weights.gguf_adapter import write_gguf_adapter
 from yangtuo.weights.layouts import open_checkpoint, summarize
 
 _FLOATS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -62,12 +64,12 @@ def open_conversations(
     raise_all([*check_chain(base, chain), *(e for one in named.values() for e in check_chain(base, [*chain, one]))])
     chosen = _choose(engine, base.path)
     path, on_top = base.path, {}
-    if chain and not named and len(chain) == 1 and not (why := reasons_to_merge(chain[0].path, path)[chosen]):
+    if chain and not named and len(chain) == 1 and not (why := _reason_to_merge(chosen, path, chain[0].path)):
         on_top = {"adapter": chain[0].path}
     elif chain:
         path = _merged(base, chain, why if len(chain) == 1 and not named else "adapters in order make one model")
     opened: dict[str, Conversation] = {}
-    names = {name: reasons_to_merge(one.path, path)[chosen] for name, one in named.items()}
+    names = {name: _reason_to_merge(chosen, path, one.path) for name, one in named.items()}
     on_top |= {name: named[name].path for name, why in names.items() if not why}
     runner = _start(chosen, path, on_top)
     title = base.path.stem if base.path.is_file() else base.path.resolve().name
@@ -80,6 +82,17 @@ def open_conversations(
         else:
             opened[name] = _conversation(runner, path, named[name].path, template, name)
     return Opened(opened)
+
+
+def _reason_to_merge(engine: EngineName, model: Path, adapter: Path) -> str | None:
+    """Why an adapter has to be merged before the engine runs it, or None."""
+    reason = reasons_to_merge(adapter, model)[engine]
+    if reason is None and engine == "llama.cpp":
+        try:
+            _gguf_adapter(model, adapter)
+        except WeightsError as error:
+            return error.problem
+    return reason
 
 
 def _is_named(reference: str) -> bool:
@@ -128,7 +141,8 @@ def _start(engine: EngineName, model: Path, adapters: dict[str, Path]) -> Engine
     if engine == "llama.cpp":
         from yangtuo.inference.llama_cpp_engine import LlamaCppEngine
 
-        return LlamaCppEngine(_ids_only_gguf(model))
+        files = {name: _gguf_adapter(model, adapter) for name, adapter in adapters.items()}
+        return LlamaCppEngine(_ids_only_gguf(model), adapters=files)
     if engine == "vllm":
         import torch
 
@@ -137,7 +151,7 @@ def _start(engine: EngineName, model: Path, adapters: dict[str, Path]) -> Engine
         return VllmEngine(model, adapters, on_gpu=torch.cuda.is_available())
     from yangtuo.inference.transformers_engine import TransformersEngine, load_adapted
 
-    return TransformersEngine(load_adapted(model, adapters))
+    return TransformersEngine(load_adapted(model, adapters), by_name=True)
 
 
 def _ids_only_gguf(model: Path) -> Path:
@@ -156,6 +170,15 @@ def _ids_only_gguf(model: Path) -> Path:
             whole.unlink(missing_ok=True)
 
     return cached(f"{state_key(model)}.gguf", make)
+
+
+def _gguf_adapter(model: Path, adapter: Path) -> Path:
+    """A LoRA adapter as llama.cpp reads it, from the cache."""
+
+    def make(path: Path) -> None:
+        write_gguf_adapter(path, open_checkpoint(model), open_adapter(adapter, str(adapter), adapter))
+
+    return cached(f"{digest([content_fingerprint(model), content_fingerprint(adapter)])[:24]}.lora.gguf", make)
 
 
 def _gguf_tokenizer(file: Path) -> Path:

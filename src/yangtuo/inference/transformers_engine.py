@@ -28,7 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 from yangtuo import console
 from yangtuo.errors import EngineError
 from yangtuo.inference.choosing import Chooser, choose, report
-from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token
+from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token, UnsupportedError
 from yangtuo.inference.rows import Rows
 from yangtuo.weights import loading
 
@@ -89,9 +89,11 @@ class TransformersEngine:
     name = "transformers"
     extra_settings: frozenset[str] = frozenset()
 
-    def __init__(self, model: PreTrainedModel, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, model: PreTrainedModel, max_rows: int = MAX_ROWS, *, by_name: bool = False) -> None:
+        """With `by_name` only requests that name an adapter get it; else an only one is on for all."""
         self._model: Any = model
         self._adapters: dict[str, Any] = getattr(model, "peft_config", {})
+        self._usual = next(iter(self._adapters)) if len(self._adapters) == 1 and not by_name else None
         config = model.config.get_text_config()
         self.context_length: int | None = getattr(config, "max_position_embeddings", None)
         layers = set(getattr(config, "layer_types", None) or ())
@@ -112,7 +114,8 @@ class TransformersEngine:
         """Queues a prompt, see `Engine.submit`."""
         assert prompt, "a prompt has at least one token"
         assert adapter is None or adapter in self._adapters, f"no adapter {adapter}"
-        job = _Job(prompt, sampling, receive, adapter or self._only_adapter())
+        self._require_readable(prompt)
+        job = _Job(prompt, sampling, receive, adapter or self._usual)
         with self._lock:
             if self._closed:
                 raise EngineError("the engine has been stopped")
@@ -129,8 +132,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def score(self, ids: Sequence[int], logprobs: int, adapter: str | None = None) -> list[Token]:
         """Each of `ids` with its probability, see `Engine.score`."""
+        self._require_readable(ids)
         with self._computing:
-            self._activate(adapter or self._only_adapter())
+            self._activate(adapter or self._usual)
             logits = self._model(torch.tensor([list(ids)], device=self._model.device), use_cache=False).logits[0]
             rows = zip(logits[:-1], ids[1:], strict=True)
             return [Token(ids[0]), *(report(row.float().cpu(), token, logprobs) for row, token in rows)]
@@ -138,8 +142,9 @@ class TransformersEngine:
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """The mean of the last hidden states, see `Engine.embed`."""
+        self._require_readable(ids)
         with self._computing:
-            self._activate(adapter or self._only_adapter())
+            self._activate(adapter or self._usual)
             inputs = torch.tensor([list(ids)], device=self._model.device)
             states = self._model(inputs, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
             return torch.nn.functional.normalize(states.mean(0), dim=0).tolist()
@@ -157,9 +162,15 @@ class TransformersEngine:
         if thread is not None:
             thread.join()
 
-    def _only_adapter(self) -> str | None:
-        """A model loaded with one adapter is that adapter's, unless another is named."""
-        return next(iter(self._adapters)) if len(self._adapters) == 1 else None
+    def _require_readable(self, prompt: Sequence[int]) -> None:
+        """Raises `UnsupportedError` for running text to a model that reads nothing but prompts."""
+        place_tokens = getattr(self._model, "place_tokens", None)
+        if place_tokens is not None:
+            ids = torch.tensor([list(prompt)])
+            try:
+                place_tokens(ids, torch.ones_like(ids), 1)
+            except ValueError as error:
+                raise UnsupportedError(str(error), run="the same as a chat, in the model's own template") from error
 
     def _activate(self, adapter: str | None) -> None:
         if not self._adapters:

@@ -59,7 +59,6 @@ class VllmEngine:
             )
         config: dict[str, Any] = read_json(model / "config.json")
         self.context_length: int | None = config.get("max_position_embeddings")
-        self._adapters = dict(adapters)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -134,8 +133,7 @@ class VllmEngine:
         self._log.close()
 
     def _common(self, ids: Sequence[int], adapter: str | None) -> dict[str, Any]:
-        name = adapter or (next(iter(self._adapters)) if len(self._adapters) == 1 else _BASE)
-        return {"model": name, "prompt": list(ids), "add_special_tokens": False}
+        return {"model": adapter or _BASE, "prompt": list(ids), "add_special_tokens": False}
 
     def _await_start(self) -> None:
         """Waits until the server answers; raises `ServingError` with the end of its log where it does not."""

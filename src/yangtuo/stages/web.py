@@ -26,6 +26,9 @@ def run(config: WebConfig) -> dict[str, object]:
     except ImportError as error:
         raise ConfigError(f"the page needs {error.name}", run="pip install 'yangtuo[web]'") from error
     host = "0.0.0.0" if config.listen else "127.0.0.1"
+    password = config.password or os.environ.get("YANGTUO_PASSWORD")
+    if config.listen and not password:
+        console.warn("whoever reaches this machine can use the page: --password is not set")
     with _server(config) as (address, key), openai.OpenAI(base_url=address, api_key=key) as client:
         try:
             page = Page(client)
@@ -38,6 +41,10 @@ def run(config: WebConfig) -> dict[str, object]:
                 server_port=config.listen_port or None,
                 prevent_thread_lock=True,
                 i18n=page.words,
+                auth=None
+                if password is None
+                else lambda _, given: secrets.compare_digest(given.encode(), password.encode()),
+                run_history=False,
                 quiet=True,
                 footer_links=[],
             )

@@ -16,8 +16,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from yangtuo import console, files
-from yangtuo.errors import ConfigError, WeightsError
-from yangtuo.weights.checkpoint import Checkpoint, Tensors
+from yangtuo.errors import WeightsError
+from yangtuo.weights.checkpoint import Checkpoint
+from yangtuo.weights.gguf_formats import QUANTIZATIONS, library, quantize, tensor_type
 from yangtuo.weights.gguf_header import check_header
 from yangtuo.weights.gguf_vocabulary import tokenizer_metadata, tokenizer_of_metadata
 from yangtuo.weights.meta import (
@@ -35,9 +36,6 @@ from yangtuo.weights.shape import ModelShape
 
 ROPE_FACTORS = "rope_freqs.weight"
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What the library can write, with the number of its general.file_type. Rows that do not divide into blocks stay F16.
-QUANTIZATIONS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q5_0": 8, "q4_1": 3, "q4_0": 2}
-
 
 _Size = Annotated[int, Field(ge=1, le=files.MAX_COUNT)]
 Metadata = TypedDict(
@@ -76,10 +74,9 @@ class GgufTensors:
     """The tensors of a GGUF file under Hugging Face's names and row order, dequantised when they are asked for."""
 
     def __init__(self, path: Path) -> None:
-        library = _library()
         check_header(path)
         try:
-            self._reader = library.GGUFReader(path, "c")  # copy-on-write: torch wants memory that it might write
+            self._reader = library().GGUFReader(path, "c")  # copy-on-write: torch wants memory that it might write
         except (ValueError, OSError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise WeightsError(
                 f"{path} is no GGUF file that can be read",
@@ -99,7 +96,7 @@ class GgufTensors:
                 found=f"{len(self._raw):,} tensors",
                 expected=f"{self._value('block_count'):,} layers",
             )
-        self._dequantize = library.quants.dequantize
+        self._dequantize = library().quants.dequantize
         entries = [entry for entry in table(int(self._value("block_count"))) if entry.gguf in self._raw]
         self._entries = {entry.hugging_face: entry for entry in entries}
         self._check_names(path)
@@ -226,30 +223,24 @@ def open_gguf(path: Path) -> Checkpoint:
 def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
     """Writes a Llama checkpoint with its tokenizer as one GGUF file, in the memory of one tensor.
 
-    `quantization` is one of `QUANTIZATIONS`; norms stay float32, as llama.cpp wants them, and in formats below eight
-    bits embedding and head stay q8_0. Raises `WeightsError` for models that are no Llama.
+    `quantization` is one of `QUANTIZATIONS`. Raises `WeightsError` for models that are no Llama.
     """
-    library = _library()
     assert quantization in QUANTIZATIONS
     tensors, shape = checkpoint.tensors, checkpoint.shape
-    entries = {entry.hugging_face: entry for entry in table(shape.num_layers)}
-    unknown = [name for name in tensors.names() if name not in entries]
-    if "gguf" not in shape.family.layouts or unknown or shape.partial_rotary != 1.0:
-        raise WeightsError(
-            "only Llamas can be written as GGUF here",
-            found=f"{shape.model_type}; tensors {', '.join(unknown[:4]) or 'as expected'}",
-            expected="model_type llama or mistral, without biases",
-            run="llama.cpp's own convert_hf_to_gguf.py, which knows other architectures",
-        )
-    writer = library.GGUFWriter(path, "llama")
+    entries = gguf_entries(checkpoint)
+    tied = HEAD.hugging_face not in tensors.names()
+    writer = library().GGUFWriter(path, "llama")
     _add_metadata(writer, checkpoint, quantization)
     factors = rope_factors(shape)
-    types = {name: _tensor_type(library, name, tensors.shape(name), quantization) for name in tensors.names()}
+    types = {
+        name: tensor_type(entries[name].gguf, tensors.shape(name), quantization, shape.num_layers, tied=tied)
+        for name in tensors.names()
+    }
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
     for name, kind in types.items():
         sizes = tensors.shape(name)
-        block, size = library.GGML_QUANT_SIZES[kind]
+        block, size = library().GGML_QUANT_SIZES[kind]
         num_bytes = math.prod(sizes) // block * size
         writer.add_tensor_info(entries[name].gguf, sizes, numpy.dtype("float32"), num_bytes, raw_dtype=kind)
     writer.write_header_to_file()
@@ -259,10 +250,25 @@ def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
         writer.write_tensor_data(factors)
     with console.progress("writing GGUF", len(types)) as bar:
         for name, kind in types.items():
-            tensor = _in_pairs(tensors, name, entries[name], shape)
-            writer.write_tensor_data(library.quants.quantize(tensor.float().numpy(), kind))
+            tensor = in_gguf_order(tensors.get(name), entries[name], shape)
+            writer.write_tensor_data(quantize(tensor.float().numpy(), kind))
             bar.advance()
     writer.close()
+
+
+def gguf_entries(checkpoint: Checkpoint) -> dict[str, Entry]:
+    """The table's entries by Hugging Face's names; raises `WeightsError` for models that are no Llama."""
+    shape = checkpoint.shape
+    entries = {entry.hugging_face: entry for entry in table(shape.num_layers)}
+    unknown = [name for name in checkpoint.tensors.names() if name not in entries]
+    if "gguf" not in shape.family.layouts or unknown or shape.partial_rotary != 1.0:
+        raise WeightsError(
+            "only Llamas can be written as GGUF here",
+            found=f"{shape.model_type}; tensors {', '.join(unknown[:4]) or 'as expected'}",
+            expected="model_type llama or mistral, without biases",
+            run="llama.cpp's own convert_hf_to_gguf.py, which knows other architectures",
+        )
+    return entries
 
 
 def rope_factors(shape: ModelShape) -> numpy.ndarray[Any, Any] | None:
@@ -301,7 +307,7 @@ def _add_metadata(writer: Any, checkpoint: Checkpoint, quantization: str) -> Non
     writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
     if shape.rope_scaling is not None and shape.rope_scaling["rope_type"] == "linear":
-        writer.add_rope_scaling_type(_library().RopeScalingType.LINEAR)
+        writer.add_rope_scaling_type(library().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(shape.rope_scaling["factor"]))
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     for key, value in tokenizer_metadata(checkpoint.tokenizer, rows).items():
@@ -315,32 +321,14 @@ def _add_metadata(writer: Any, checkpoint: Checkpoint, quantization: str) -> Non
             writer.add_uint32(key, value)
 
 
-def _tensor_type(library: Any, name: str, shape: tuple[int, ...], quantization: str) -> Any:
-    types = library.GGMLQuantizationType
-    if len(shape) == 1:
-        return types.F32
-    is_vocabulary = name in (EMBEDDING.hugging_face, HEAD.hugging_face)
-    kind = types["Q8_0" if is_vocabulary and quantization[:2] in ("q4", "q5") else quantization.upper()]
-    return kind if shape[-1] % library.GGML_QUANT_SIZES[kind][0] == 0 else types.F16
-
-
-def _in_pairs(tensors: Tensors, name: str, entry: Entry, shape: ModelShape) -> torch.Tensor:
-    tensor = tensors.get(name)
-    if entry.heads is Heads.QUERY:
-        return to_pairs(tensor, shape.num_heads)
-    if entry.heads is Heads.KEY:
-        return to_pairs(tensor, shape.num_key_value_heads)
-    return tensor
+def in_gguf_order(tensor: torch.Tensor, entry: Entry, shape: ModelShape) -> torch.Tensor:
+    """A tensor with its rows as GGUF has them."""
+    heads = (
+        {Heads.QUERY: shape.num_heads, Heads.KEY: shape.num_key_value_heads}.get(entry.heads) if entry.heads else None
+    )
+    return to_pairs(tensor, heads) if heads else tensor
 
 
 def _shortest(value: float) -> float:
     """The shortest decimal that rounds to the same float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(numpy.float32(value)))
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError as error:
-        raise ConfigError("GGUF files need the gguf library", run="pip install 'yangtuo[export]'") from error
-    return gguf
