@@ -22,8 +22,8 @@ from yangtuo.inference.vllm_engine import find_python
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.learn import sentencepiece_pieces
 
-from ..inference.test_engines import write_model
-from ..stages.conftest import _write_adapter
+from tests.inference.test_engines import write_model
+from tests.stages.conftest import _write_adapter
 
 
 def yangtuo(*arguments: str, stdin: str | None = None) -> str:
@@ -90,7 +90,7 @@ def test_from_metas_weights_and_two_adapters_to_a_chat(road: dict[str, Path]) ->
 def test_and_to_the_page_on_port_8080(road: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("gradio", reason="needs the extra `web`")
     pytest.importorskip("selenium", reason="needs selenium")
-    from ..serving.test_page import CHROMIUM, DRIVER, answered, browsing, shown
+    from tests.serving.test_page import CHROMIUM, DRIVER, answered, browsing, shown
 
     if not (CHROMIUM and DRIVER):
         pytest.skip("needs chromium and chromedriver")

@@ -83,9 +83,9 @@ def wide_model(pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.mark.parametrize(
     ("quantize", "formats", "error"),
     [
-        ("q4_k_m", {"Q4_K": 17, "Q5_0": 2, "Q6_K": 3 + 1, "Q8_0": 2}, 0.1),
-        ("q5_k_m", {"Q5_K": 17, "Q5_1": 2, "Q6_K": 3 + 1, "Q8_0": 2}, 0.05),
-        ("q6_k", {"Q6_K": 26 - 0, "Q8_0": 4}, 0.03),
+        ("q4_k_m", {"Q4_K": 23, "Q5_0": 2, "Q6_K": 3, "Q8_0": 2}, 0.1),
+        ("q5_k_m", {"Q5_K": 23, "Q5_1": 2, "Q6_K": 3, "Q8_0": 2}, 0.05),
+        ("q6_k", {"Q6_K": 26, "Q8_0": 4}, 0.03),
     ],
 )
 def test_k_quants_are_llama_cpps(

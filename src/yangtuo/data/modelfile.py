@@ -1,7 +1,7 @@
 """An Ollama Modelfile for a GGUF file: its chat template in the language that Ollama reads, and where replies end.
 
 Ollama knows no Jinja; its templates are Go's. What a Jinja writes around messages is found by rendering it with marks
-in their place; most are four texts, and whether one is that is checked on talks of one to three questions. Formats:
+in their place; most write a few texts, and whether one does is checked on talks of one to three questions. Formats:
 docs/modelfile.mdx and docs/template.mdx of ollama/ollama.
 """
 
@@ -29,16 +29,18 @@ class Frame:
     system: tuple[str, str] | None
     """Around a system prompt; None where the template refuses one."""
     answer: str
-    """Between a question and its answer."""
+    """Behind a question, where its answer is asked for."""
+    begins: str
+    """What an answer begins with, when it is part of the talk."""
     question: str
     """Between an answer and the next question."""
 
     def parts(self, roles: Sequence[Role]) -> list[str]:
         """The texts before, between and behind messages of these roles."""
-        own = list(roles)
-        start = [self.bare] if own[0] == "user" else list(self.system or ())
-        turns = own[len(start) - 1 :]
-        return [*start, *(self.answer if role == "user" else self.question for role in turns)]
+        start = [self.bare] if roles[0] == "user" else list(self.system or ())
+        turns = roles[len(start) - 1 : -1]
+        between = [self.answer + self.begins if role == "user" else self.question for role in turns]
+        return [*start, *between, self.answer]
 
     def go(self, bos: str) -> str:
         """The template for Ollama, without the `bos` that it puts before every prompt by itself."""
@@ -48,7 +50,7 @@ class Frame:
             system = _go(before.removeprefix(bos)) + "{{ .System }}" + _go(behind)
             bare = "{{ if .System }}" + system + "{{ else }}" + bare + "{{ end }}"
         user = '{{ if eq .Role "user" }}{{ .Content }}' + _go(self.answer)
-        assistant = '{{ else if eq .Role "assistant" }}{{ .Content }}' + _go(self.question)
+        assistant = '{{ else if eq .Role "assistant" }}' + _go(self.begins) + "{{ .Content }}" + _go(self.question)
         return bare + "{{ range .Messages }}" + user + assistant + "{{ end }}{{ end }}"
 
 
@@ -79,7 +81,7 @@ def find_frame(template: Template, encoder: Encoder) -> Frame | None:
     """What the template writes around messages, or None where that depends on more than their roles."""
     try:
         bare, answer = _parts(template, encoder, ("user",))
-        _, _, question, _ = _parts(template, encoder, _TURNS[:3])
+        _, between, question, _ = _parts(template, encoder, _TURNS[:3])
     except (DataError, ValueError):
         return None
     try:
@@ -87,7 +89,7 @@ def find_frame(template: Template, encoder: Encoder) -> Frame | None:
         system = (before, behind)
     except (DataError, ValueError):
         system = None
-    frame = Frame(bare, system, answer, question)
+    frame = Frame(bare, system, answer, between.removeprefix(answer), question)
     talks = [_TURNS[:count] for count in (1, 3, 5)]
     talks += [("system", *turns) for turns in talks if system]
     whole = all(_parts(template, encoder, roles) == frame.parts(roles) for roles in talks)

@@ -56,8 +56,9 @@ class LlamaCppEngine:
         parameters.api_keys, parameters.ui, parameters.use_jinja = [key], False, False
         threads = len(os.sched_getaffinity(0))
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-        if is_float32:  # keys and values in half precision would undo what the weights keep
+        if is_float32:  # half precision in keys and values, or in flash attention, would undo what the weights keep
             parameters.cache_type_k = parameters.cache_type_v = library.ggml_type.GGML_TYPE_F32
+            parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         try:
             self._library_server = library.Server(parameters)
         except RuntimeError as error:

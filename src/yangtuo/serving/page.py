@@ -117,7 +117,7 @@ class Page:
         model = self._model()
         # The secret only makes it the browser's own across starts: what lies there is read by that browser alone.
         kept: Any = gr.BrowserState([], storage_key="yangtuo-talk", secret="yangtuo")
-        talk = gr.Chatbot(elem_id="talk", editable="user", allow_tags=False, buttons=["copy"], height=480)
+        talk = gr.Chatbot(label=words("chat"), elem_id="talk", editable="user", buttons=["copy"], height=480)
         box = gr.Textbox("", placeholder=words("say"), show_label=False, elem_id="say", lines=1, max_lines=8)
         with gr.Row():
             send = gr.Button(words("send"), variant="primary", elem_id="send")
@@ -133,7 +133,8 @@ class Page:
         running = [event.then(self._reply, [kept, *settings], [talk, kept]) for event in asked]
         stop.click(None, cancels=running)
         talk.undo(_undo, kept, [talk, kept, box], queue=False)
-        fresh.click(lambda: ([], []), None, [talk, kept], cancels=running)
+        for event in (fresh.click, talk.clear):
+            event(lambda: ([], []), None, [talk, kept], cancels=running)
         export.click(None, [kept, system], None, js=_DOWNLOAD)
         page.load(_shown, kept, talk)
 

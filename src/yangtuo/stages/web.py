@@ -57,7 +57,7 @@ def run(config: WebConfig) -> dict[str, object]:
         console.note(f"the page is on {blocks.local_url}")
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
-        blocks.close()
+        blocks.close(verbose=False)
     return {"address": blocks.local_url}
 
 

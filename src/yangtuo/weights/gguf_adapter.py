@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from yangtuo.errors import WeightsError
-from yangtuo.weights.adapter import Adapter, LowRank
+from yangtuo.weights.adapter import Adapter, LowRank, Replace, Update
 from yangtuo.weights.checkpoint import Checkpoint
 from yangtuo.weights.gguf import gguf_entries, in_gguf_order
 from yangtuo.weights.gguf_formats import library
@@ -43,9 +45,11 @@ def write_gguf_adapter(path: Path, base: Checkpoint, adapter: Adapter) -> int:
 def _pairs(base: Checkpoint, adapter: Adapter) -> dict[str, LowRank]:
     names, pairs, others = base.tensors.names(), dict[str, LowRank](), []
     tied = {EMBEDDING.hugging_face} if HEAD.hugging_face not in names else set()  # a pair there would move the head
-    for name, (update, *more) in adapter.updates.items():
-        if isinstance(update, LowRank) and update.magnitude is None and not more and name not in tied:
-            pairs[name] = update
+    for name, updates in adapter.updates.items():
+        changes = [update for update in updates if not _repeats_base(update, name, base, adapter)]
+        pair = changes[0] if len(changes) == 1 else None
+        if isinstance(pair, LowRank) and pair.magnitude is None and name not in tied:
+            pairs[name] = pair
         else:
             others.append(name)
     if others:
@@ -64,3 +68,10 @@ def _pairs(base: Checkpoint, adapter: Adapter) -> dict[str, LowRank]:
             f"{adapter.name} does not fit its base", found=", ".join(misfits[:4]), expected="the base of its training"
         )
     return pairs
+
+
+def _repeats_base(update: Update, name: str, base: Checkpoint, adapter: Adapter) -> bool:
+    """Whether an update is the base's own tensor, which PEFT keeps beside a pair on embedding or head."""
+    if not isinstance(update, Replace) or not update.is_base or name not in base.tensors.names():
+        return False
+    return torch.equal(adapter.tensors.get(update.key), base.tensors.get(name))
