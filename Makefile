@@ -15,7 +15,7 @@ help:  ## list the targets
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,train,dev,docs]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,web,train,dev,docs]'
 	touch $@
 
 install: $(VENV)/installed  ## create .venv with the pinned versions
