@@ -15,15 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.inference.test_engines import write_model
+from tests.stages.conftest import _write_adapter
 from transformers import AutoModelForCausalLM
 
 from yangtuo.data.template import Message, get_template
 from yangtuo.inference.vllm_engine import find_python
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.learn import sentencepiece_pieces
-
-from tests.inference.test_engines import write_model
-from tests.stages.conftest import _write_adapter
 
 
 def yangtuo(*arguments: str, stdin: str | None = None) -> str:

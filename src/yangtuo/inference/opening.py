@@ -178,7 +178,7 @@ def _gguf_adapter(model: Path, adapter: Path) -> Path:
     def make(path: Path) -> None:
         write_gguf_adapter(path, open_checkpoint(model), open_adapter(adapter, str(adapter), adapter))
 
-    return cached(f"{digest([content_fingerprint(model), content_fingerprint(adapter)])[:24]}.lora.gguf", make)
+    return cached(f"{state_key(model, adapter)}.lora.gguf", make)
 
 
 def _gguf_tokenizer(file: Path) -> Path:
