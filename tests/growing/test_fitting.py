@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.shapes import SMALL
 from yangtuo.growing import fitting
 from yangtuo.growing.fitting import fit_rows
-from yangtuo.growing.states import last_states
+from yangtuo.growing.states import LowerLayers, last_states, obstacle
 from yangtuo.weights.layouts import open_checkpoint
 
 OLD, NEW, HIDDEN = 20, 12, 16
@@ -97,14 +98,46 @@ def test_states_are_those_of_the_whole_model(fixture: str, request: pytest.Fixtu
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.inference_mode():
         expected = model.model(windows, use_cache=False).last_hidden_state
-    assert states is not None and states.dtype == model.dtype
+    assert states.dtype == model.dtype
     torch.testing.assert_close(states.float(), expected.float(), rtol=0.02, atol=0.02)
 
 
-def test_an_architecture_that_is_not_known_has_no_states(pico_model: Path) -> None:
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 8},  # scales its embedding
+    "gemma3_text": {"head_dim": 8, "tie_word_embeddings": False},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0},
+    "cohere": {"logit_scale": 0.25},
+}
+
+
+def small(kind: str, directory: Path, **config: Any) -> Path:
+    settings = AutoConfig.for_model(kind, **{**SMALL, "vocab_size": 300, "pad_token_id": 0, **config})
+    AutoModelForCausalLM.from_config(settings, dtype=torch.float32).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rows_times_states_are_the_logits_in_every_family(kind: str, tmp_path: Path) -> None:
+    path = small(kind, tmp_path, **FAMILIES[kind])
+    checkpoint = open_checkpoint(path)
+    assert obstacle(checkpoint.config, checkpoint.tensors) is None
+    windows = torch.randint(3, 200, (4, 16), generator=torch.Generator().manual_seed(0))
+    states = last_states(checkpoint.config, checkpoint.tensors, windows)
+    head = checkpoint.shape.embedding if checkpoint.shape.tied else checkpoint.shape.head
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.inference_mode():
+        read = model(windows, use_cache=False, output_hidden_states=True)
+    torch.testing.assert_close(states @ checkpoint.tensors.get(head).T, read.logits, rtol=1e-3, atol=1e-3)
+    lower = LowerLayers(checkpoint.config, checkpoint.tensors)
+    expected = model.model.layers[1].input_layernorm(read.hidden_states[1])
+    torch.testing.assert_close(lower(checkpoint.tensors.get(checkpoint.shape.embedding)[windows]), expected)
+
+
+def test_logits_that_rows_and_states_do_not_give_are_refused_by_name(pico_model: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(pico_model)
-    config = json.loads((pico_model / "config.json").read_text(encoding="utf-8")) | {"model_type": "unheard-of"}
-    assert last_states(config, checkpoint.tensors, torch.zeros(1, 4, dtype=torch.long)) is None
-    assert (
-        last_states({**config, "model_type": "gpt2"}, checkpoint.tensors, torch.zeros(1, 4, dtype=torch.long)) is None
-    )
+    for kind, reason in (("unheard-of", "knows no unheard-of"), ("gpt2", "has no tensor transformer.")):
+        assert reason in str(obstacle({**checkpoint.config, "model_type": kind}, checkpoint.tensors))
+    squashed = open_checkpoint(small("gemma2", tmp_path / "gemma2", head_dim=8))
+    assert "final_logit_softcapping 30" in str(obstacle(squashed.config, squashed.tensors))
+    biased = open_checkpoint(small("phi", tmp_path / "phi"))
+    assert "has a bias" in str(obstacle(biased.config, biased.tensors))

@@ -106,7 +106,6 @@ def distil(
     num_fitted = min(int(len(learning) * _FITTED), most)
     read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
     states = last_states(config, grown, read)
-    assert states is not None, "layers that could be loaded"
     refined = refine_rows(grown.get(grown.head), num_old, read, states, seed)
     if refined is not None:
         grown.replace_new(grown.head, refined)

@@ -24,7 +24,6 @@ def base_bits(
     """Bits that the base needs for `windows` (num_windows, length) of new ids, in its own tokens, after the first."""
     aligned = align(windows, num_old, sources)
     states = last_states(config, tensors, aligned.ids)
-    assert states is not None
     first = aligned.ends[:, :1]
     places = torch.arange(aligned.ids.shape[1])[None]
     counted = (places > first) & (places <= aligned.ends[:, -1:])
@@ -34,7 +33,6 @@ def base_bits(
 def grown_bits(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> float:
     """Bits that a model needs for `windows` (num_windows, length) after the first token of each."""
     states = last_states(config, tensors, windows)
-    assert states is not None
     return _bits(_head(config, tensors), states[:, :-1].flatten(0, 1), windows[:, 1:].flatten())
 
 

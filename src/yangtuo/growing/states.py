@@ -39,13 +39,14 @@ class LowerLayers:
     """The lower layers of a model, frozen and in memory, as a function of what stands for the embedded ids."""
 
     def __init__(self, config: Mapping[str, Any], tensors: Tensors) -> None:
-        """Loads `num_lower(config)` layers; `fits` says whether transformers has such an architecture."""
+        """Loads `num_lower(config)` layers; `obstacle` says whether that can be done."""
         count = num_lower(config)
         shallow = {**config, "num_hidden_layers": count}
         if isinstance(config.get("layer_types"), list):
             shallow["layer_types"] = config["layer_types"][:count]
         self.dtype, self.device = _arithmetic(config, tensors)
         backbone, prefix = _empty_backbone(shallow, self.dtype)
+        self._scale = _embedding_scale(backbone)
         weights = _Weights(tensors, prefix)
         # What the next layer would be given: its own norm damps the few directions that are far larger than all others.
         next_norm = f"layers.{count}.input_layernorm.weight"
@@ -59,7 +60,7 @@ class LowerLayers:
 
     def __call__(self, embedded: Tensor) -> Tensor:
         """Normed states (windows, length, hidden) in float32, for `embedded` of the same shape; it keeps gradients."""
-        inputs = embedded.to(self.device, self.dtype)
+        inputs = embedded.to(self.device, self.dtype) * self._scale
         states: Tensor = self._backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state
         return states.float()
 
@@ -69,14 +70,18 @@ def num_lower(config: Mapping[str, Any]) -> int:
     return max(1, round(resolve_shape(config).num_layers * _LOWER))
 
 
-def fits(config: Mapping[str, Any], tensors: Tensors) -> bool:
-    """Whether transformers knows the architecture and names its parameters as the tensors are named."""
+def obstacle(config: Mapping[str, Any], tensors: Tensors) -> str | None:
+    """Why a model's states, or the logits that its head makes of them, cannot be computed here; None where they can."""
     if config.get("model_type") not in CONFIG_MAPPING:
-        return False
-    if _embedding(config) not in tensors.names():
-        return False
+        return f"transformers knows no {config.get('model_type')}"
+    shape = resolve_shape(config)
+    if shape.logit_softcap is not None:
+        return f"{shape.model_type} squashes its logits (final_logit_softcapping {shape.logit_softcap:g})"
+    if shape.head_bias in tensors.names():
+        return f"the head of this {shape.model_type} has a bias"
     backbone, prefix = _empty_backbone(config, torch.float32)
-    return set(_names(backbone)) <= set(_Weights(tensors, prefix))
+    missing = {shape.embedding, *(prefix + name for name in _names(backbone))} - set(tensors.names())
+    return f"it has no tensor {min(missing)}, as a {shape.model_type} of transformers would" if missing else None
 
 
 def _embedding(config: Mapping[str, Any]) -> str:
@@ -85,6 +90,11 @@ def _embedding(config: Mapping[str, Any]) -> str:
 
 def _names(backbone: Any) -> list[str]:
     return [name for name, _ in backbone.named_parameters()]
+
+
+def _embedding_scale(backbone: Any) -> float:
+    """What an embedding multiplies its rows by before anybody sees them (Gemma)."""
+    return float(getattr(backbone.get_input_embeddings(), "embed_scale", 1.0))
 
 
 def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
@@ -108,23 +118,22 @@ def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtyp
     return (torch.float32 if is_small else dtype), device
 
 
-def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor | None:
-    """What the head is given at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
+def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor:
+    """What the head's rows meet at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
 
-    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one. None
-    where the architecture does not fit.
+    `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one. The
+    product with a row is its logit: states are scaled where the model scales logits (Cohere, Granite).
     """
-    if not fits(config, tensors):
-        return None
     dtype, device = _arithmetic(config, tensors)
     backbone, prefix = _empty_backbone(config, dtype)
     weights = _Weights(tensors, prefix)
     embedded = tensors.get(_embedding(config))[windows]
+    scales = _embedding_scale(backbone), resolve_shape(config).logit_scale
     cpu_offload(backbone.eval(), device, state_dict=weights)
     states = []
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:
         for part in torch.split(embedded, _AT_ONCE):
-            inputs = part.to(device, dtype)
-            states.append(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state.to("cpu"))
+            inputs = part.to(device, dtype) * scales[0]
+            states.append((backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1]).to("cpu"))
             bar.advance(len(part))
     return torch.cat(states)

@@ -26,7 +26,7 @@ from yangtuo.growing.distillation import WINDOW, distil, num_windows
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
 from yangtuo.growing.rows import GrownTensors, NewRows
-from yangtuo.growing.states import fits, last_states
+from yangtuo.growing.states import last_states, obstacle
 from yangtuo.growing.windows import Apart, WindowSample, of_new_language, readable
 from yangtuo.vocab.directory import GENERATION_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
@@ -48,7 +48,7 @@ def run(config: ExpandConfig) -> Artifact:
     old, new = load_encoder(model.path), load_encoder(tokenizer.path)
     checkpoint = open_checkpoint(model.path)
     raise_all(refuse_running_text(config.model, checkpoint.config, "a larger vocabulary, which only text can teach,"))
-    _check_options(config)
+    _check_options(config, checkpoint)
     num_kept = _kept_rows(config, checkpoint, old, new)
     sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
     texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
@@ -91,7 +91,7 @@ class _Start:
     held_out: Tensor = field(default_factory=lambda: torch.empty(0, 1, dtype=torch.long))
 
 
-def _check_options(config: ExpandConfig) -> None:
+def _check_options(config: ExpandConfig, checkpoint: Checkpoint) -> None:
     reads = config.init in ("distil", "cooccurrence")
     if reads > bool(config.text):
         raise ConfigError(
@@ -106,6 +106,13 @@ def _check_options(config: ExpandConfig) -> None:
             found=f"--text and --init {config.init}",
             expected="one of the two",
             run="the same command without --init, or without --text",
+        )
+    if config.init == "distil" and (reason := obstacle(checkpoint.config, checkpoint.tensors)):
+        raise WeightsError(
+            f"rows cannot be distilled from {config.model}: its states and logits are not known here",
+            found=reason,
+            expected="an architecture whose logits are its head's rows times its states, scaled at most",
+            run="the same command with --init cooccurrence",
         )
 
 
@@ -146,9 +153,10 @@ def _learn(
     """Fits and distils the new rows as far as text and base allow; returns what the manifest says of it."""
     if start.counted is None:
         return {"init": config.init or "subtoken-mean", "fitted_tokens": 0}
+    if reason := obstacle(checkpoint.config, checkpoint.tensors):
+        console.note(f"the new rows stay as cooccurrence placed them, neither fitted nor distilled: {reason}")
+        return {"init": "cooccurrence", "fitted_tokens": 0}
     fitted = _fit_head(start.grown, checkpoint, start.windows, config) if config.fit_head else 0
-    if not fits(checkpoint.config, checkpoint.tensors):
-        return {"init": "cooccurrence", "fitted_tokens": fitted}
     num_kept = start.grown.num_kept
     of_new = of_new_language(start.held_out, num_kept)
     groups = {"new language": start.held_out[of_new], "old language": start.held_out[~of_new]}
@@ -186,10 +194,8 @@ def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: Tensor, conf
     rows, reason = None, "the text is too short"
     if len(windows):
         states = last_states(checkpoint.config, grown, windows)
-        reason = "this architecture's states cannot be computed"
-        if states is not None:
-            rows = fit_rows(grown.get(grown.head), grown.num_kept, windows, states, config.seed)
-            reason = "it gains nothing on text held back from it"
+        rows = fit_rows(grown.get(grown.head), grown.num_kept, windows, states, config.seed)
+        reason = "it gains nothing on text held back from it"
     if rows is None:
         console.note(f"the head's new rows stay as cooccurrence placed them, without a fit: {reason}")
         return 0

@@ -76,7 +76,7 @@ class ModelShape:
     logit_softcap: float | None
     """The head's logits are squashed into ±this by tanh (Gemma 2)."""
     logit_scale: float
-    """The head's logits are multiplied by this (Cohere, Granite)."""
+    """The head's logits are multiplied by this (Cohere, Granite, Falcon H1)."""
 
     @property
     def embedding(self) -> str:
@@ -141,7 +141,7 @@ def _shape(settings: Any) -> ModelShape:
         or kind in ("qwen2", "phi", "starcoder2", "gpt_neox", "opt", "bloom", "gpt2"),
         sliding_window=getattr(settings, "sliding_window", None) if uses_window else None,
         logit_softcap=getattr(settings, "final_logit_softcapping", None),
-        logit_scale=float(getattr(settings, "logit_scale", None) or 1.0) / float(per_logit or 1.0),
+        logit_scale=float(_first(settings, "logit_scale", "lm_head_multiplier") or 1.0) / float(per_logit or 1.0),
     )
 
 
