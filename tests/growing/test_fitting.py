@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.shapes import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.shapes import SMALL
 from yangtuo.growing import fitting
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.states import LowerLayers, last_states, obstacle

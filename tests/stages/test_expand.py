@@ -182,3 +182,24 @@ def test_text_that_no_start_would_read_is_refused(pico_model: Path, tokenizer: P
     with pytest.raises(ConfigError, match="cooccurrence alone"):
         expand.run(config)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_dry_run_says_what_growing_saves_and_writes_nothing(
+    pico_model: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "zh.txt").write_text("小镇小镇河边" * 40, encoding="utf-8")
+    (tmp_path / "en.txt").write_text("Once upon a time there was a cat. " * 40, encoding="utf-8")
+    config = ExpandConfig(
+        model=str(pico_model),
+        tokenizer=str(tokenizer),
+        text=(str(tmp_path / "zh.txt"), str(tmp_path / "en.txt")),
+        output=tmp_path / "grown",
+        dry_run=True,
+    )
+    result = expand.run(config)
+    assert isinstance(result, dict) and not (tmp_path / "grown").exists()
+    characters = "小镇小镇河边" * 40  # English has no part in the figures
+    for key, path in (("base_chars_per_token", pico_model), ("chars_per_token", tokenizer)):
+        assert result[key] == round(len(characters) / len(load_encoder(path).encode(characters)), 4)
+    assert result["new_rows"] == 5 and 0 < result["seldom_rows"] < 5
+    assert result["pays"] and "times" in result["advice"]

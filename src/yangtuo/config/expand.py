@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import InputPath, InputPaths, Seed, StageConfig
+from yangtuo.config.options import HOW, InputPath, InputPaths, Seed, StageConfig
 
 
 @Parameter(name="*")
@@ -41,3 +41,5 @@ class ExpandConfig(StageConfig):
     16,000 tokens, a layer in memory at a time."""
     seed: Seed = 0
     """Seed of random rows, of the factors of cooccurrence and of the fit."""
+    dry_run: Annotated[bool, HOW] = False
+    """Only say what growing would save in --text, what it would cost, and how often new rows are met there."""

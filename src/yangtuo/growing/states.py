@@ -119,7 +119,7 @@ def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtyp
 
 
 def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) -> Tensor:
-    """What the head's rows meet at each id of `windows` (num_windows, window): (num_windows, window, hidden) on the CPU.
+    """What the head's rows meet at each id of `windows` (num_windows, window): (num_windows, window, hidden).
 
     `config` is the content of config.json; `tensors` has a row for each id. Computed on a GPU where there is one. The
     product with a row is its logit: states are scaled where the model scales logits (Cohere, Granite).

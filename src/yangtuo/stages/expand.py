@@ -21,13 +21,14 @@ from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact
 from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError, raise_all
-from yangtuo.growing.cooccurrence import Cooccurrence, count_cooccurrence
+from yangtuo.growing.cooccurrence import NEW_LANGUAGE, Cooccurrence, count_cooccurrence
 from yangtuo.growing.distillation import WINDOW, distil, num_windows
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
 from yangtuo.growing.rows import GrownTensors, NewRows
 from yangtuo.growing.states import last_states, obstacle
 from yangtuo.growing.windows import Apart, WindowSample, of_new_language, readable
+from yangtuo.vocab.advice import advise
 from yangtuo.vocab.directory import GENERATION_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, mended_ids, write_json, write_weights
@@ -37,11 +38,12 @@ from yangtuo.weights.shape import refuse_running_text
 _PROGRESS = ".distillation.pt"
 _FIT_WINDOWS, _FIT_LENGTH = 64, 256
 _POOL = 4  # windows kept for each that is distilled in: up to so many, or half
+_TRIAL_BYTES, _SELDOM = 4_000_000, 10  # text that a dry run reads, and how often a row should be met in it
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
 
-def run(config: ExpandConfig) -> Artifact:
-    """Writes the grown model into `config.output`."""
+def run(config: ExpandConfig) -> Artifact | dict[str, Any]:
+    """Writes the grown model into `config.output`; a dry run only returns what growing would save and cost."""
     refuse_existing(config.output)
     model = open_artifact(config.model, Kind.MODEL)
     tokenizer = open_artifact(config.tokenizer, Kind.TOKENIZER, Kind.MODEL)
@@ -52,6 +54,8 @@ def run(config: ExpandConfig) -> Artifact:
     num_kept = _kept_rows(config, checkpoint, old, new)
     sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
     texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
+    if config.dry_run:
+        return _dry_run(old, new, num_kept, [text.path for text in texts.values()])
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}, resumable=True) as made:
         start = _start(config, checkpoint, sources, num_kept, new, [text.path for text in texts.values()])
         learned = _learn(config, checkpoint, start, sources, new, made.path / _PROGRESS)
@@ -76,6 +80,34 @@ def run(config: ExpandConfig) -> Artifact:
     num_rows = start.grown.shape(start.grown.embedding)[0]
     console.note(f"{num_kept:,} rows kept, {len(sources):,} new: {num_rows:,} rows for as many pieces")
     return made.artifact
+
+
+def _dry_run(old: Encoder, new: Encoder, num_kept: int, paths: Sequence[Path]) -> dict[str, Any]:
+    """What the new pieces save in the texts that use them, how often each is met, and what that is worth."""
+    counts = np.zeros(new.vocabulary_size, dtype=np.int64)
+    num_characters, num_old, num_new = 0, 0, 0
+    for text in sampled_texts(paths, _TRIAL_BYTES):
+        (ids,) = new.encode_arrays([text])
+        if len(ids) and (ids >= num_kept).mean() >= NEW_LANGUAGE:
+            counts += np.bincount(ids, minlength=len(counts))
+            num_characters += len(text)
+            num_old, num_new = num_old + len(old.encode_arrays([text])[0]), num_new + len(ids)
+    rows = counts[num_kept:]
+    figures = [num_characters / max(amount, 1) for amount in (num_old, num_new)]
+    advice = advise(*figures, len(rows))
+    seldom = int((rows < _SELDOM).sum())
+    console.note(advice.text)
+    console.note(
+        f"{seldom:,} of {len(rows):,} new rows are met less than {_SELDOM} times in {num_characters:,} characters"
+    )
+    return {
+        "new_rows": len(rows),
+        "seldom_rows": seldom,
+        "base_chars_per_token": round(figures[0], 4),
+        "chars_per_token": round(figures[1], 4),
+        "pays": advice.pays,
+        "advice": advice.text,
+    }
 
 
 @dataclass(frozen=True)
