@@ -33,7 +33,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,25 +157,46 @@ def stretches(lines: Iterable[str], num_characters: int = 4000) -> Iterator[str]
             stretch = ""
 
 
+def learn_tokenizer(own: Path, corpus: Path, num_pieces: int, work: Path) -> Path:
+    """The base's tokenizer with pieces learned from `corpus`, in `work`; what stands there already is not made again."""
+    pieces, tokenizer = work / "pieces", work / "tokenizer"
+    if not pieces.is_dir():
+        tokenizer_train.run(
+            options.TokenizerTrainConfig(base=str(own), corpus=(str(corpus),), size=num_pieces, output=pieces)
+        )
+    if not tokenizer.is_dir():
+        tokenizer_merge.run(options.TokenizerMergeConfig(base=str(own), pieces=str(pieces), output=tokenizer))
+    return tokenizer
+
+
+def grow(own: Path, tokenizer: Path, texts: Sequence[Path], output: Path) -> float:
+    """Runs `yangtuo expand` where its output does not stand yet; returns the seconds of processors that it took."""
+    spent = output.with_name(f"{output.name}.seconds.json")
+    if not spent.is_file():
+        flags = [f"--text={text}" for text in texts]
+        command = [sys.executable, "-m", "yangtuo", "expand", f"--model={own}", f"--tokenizer={tokenizer}", *flags]
+        before, start = _seconds_of_children(), time.perf_counter()
+        subprocess.run([*command, f"--output={output}"], check=True, stdout=subprocess.DEVNULL)
+        seconds = {"processors": _seconds_of_children() - before, "wall": time.perf_counter() - start}
+        spent.write_text(json.dumps(seconds), encoding="utf-8")
+    return float(json.loads(spent.read_text(encoding="utf-8"))["processors"])
+
+
+def _seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def make_road(work: Path, source: str) -> float:
     """Base, tokenizer, the grown models and the datasets below `work`; returns the seconds that our growing took.
 
     What stands there already is not made again.
     """
-    zh, en = str(work / "zh"), str(work / "en")
-    own, tokenizer, pieces, seconds = (work / name for name in ("base", "tokenizer", "pieces", "growing.json"))
+    zh, en, own = work / "zh", work / "en", work / "base"
     if not own.is_dir():
         convert.run(options.ConvertConfig(source=source, output=own, dtype="float32"))
-    if not pieces.is_dir():
-        tokenizer_train.run(options.TokenizerTrainConfig(base=str(own), corpus=(zh,), size=NUM_PIECES, output=pieces))
-    if not tokenizer.is_dir():
-        tokenizer_merge.run(options.TokenizerMergeConfig(base=str(own), pieces=str(pieces), output=tokenizer))
-    if not seconds.is_file():
-        grown = ["--model", str(own), "--tokenizer", str(tokenizer), "--text", zh, "--text", en]
-        before, start = _spent(), time.perf_counter()
-        subprocess.run([sys.executable, "-m", "yangtuo", "expand", *grown, "--output", str(work / "ours")], check=True)
-        spent = {"processors": _spent() - before, "wall": time.perf_counter() - start}
-        seconds.write_text(json.dumps(spent), encoding="utf-8")
+    tokenizer = learn_tokenizer(own, zh, NUM_PIECES, work)
+    seconds = grow(own, tokenizer, [zh, en], work / "ours")
     if not (work / "mean").is_dir():
         expand.run(
             options.ExpandConfig(model=str(own), tokenizer=str(tokenizer), init="subtoken-mean", output=work / "mean")
@@ -197,12 +218,7 @@ def make_road(work: Path, source: str) -> float:
                     source=sources, tokenizer=str(by), output=work / name, block_size=BLOCK, held_out=0.03
                 )
             )
-    return float(json.loads(seconds.read_text(encoding="utf-8"))["processors"])
-
-
-def _spent() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    return seconds
 
 
 def held_out_sources(texts: dict[str, list[str]], encoder: Encoder) -> list[HeldOut]:
