@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 from training_quality import DATA, PACKAGE, grow, held_out_sources, learn_tokenizer, measure, write_texts
-
 from yangtuo import config as options
 from yangtuo.artifacts.manifest import read_manifest
 from yangtuo.stages import convert
@@ -53,10 +52,9 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
         assert manifest is not None
         shares = " | ".join(f"{grown[key]:.3f} ({grown[key] / untouched[key]:.3f})" for key in ("zh", "en"))
         print(
-            f"| {count:,} | {manifest.details['init']} | {len(ids) / characters:.3f} | {len(ids) / length:.2f} | {shares} "
-            f"| {used:,} | {seconds:.0f} |",
-            flush=True,
+            f"| {count:,} | {manifest.details['init']} | {len(ids) / characters:.3f} | {len(ids) / length:.2f}", end=" "
         )
+        print(f"| {shares} | {used:,} | {seconds:.0f} |", flush=True)
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ def stretches(lines: Iterable[str], num_characters: int = 4000) -> Iterator[str]
 
 
 def learn_tokenizer(own: Path, corpus: Path, num_pieces: int, work: Path) -> Path:
-    """The base's tokenizer with pieces learned from `corpus`, in `work`; what stands there already is not made again."""
+    """The base's tokenizer with pieces learned from `corpus`, in `work`; what stands there is not made again."""
     pieces, tokenizer = work / "pieces", work / "tokenizer"
     if not pieces.is_dir():
         tokenizer_train.run(
