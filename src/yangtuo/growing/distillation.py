@@ -27,6 +27,7 @@ from yangtuo.weights.checkpoint import Tensors
 WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
 _PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 512, 16384
+_MOST_PASSES = 4  # over a text that holds fewer windows than that
 _FITTED = 0.5  # of the windows are read whole for the head
 _OLD = 0.25  # as many again are of the old language
 _MOST_STATES = 1 << 27  # elements of the states that are kept for the head: half a gigabyte in float32
@@ -95,15 +96,18 @@ def distil(
     of_new = of_new_language(windows, num_old)
     if not of_new.any():
         return 0
-    learning = covering(windows[of_new], num_old, len(sources), num_windows(len(sources)), seed)
+    amount = num_windows(len(sources))
+    learning = covering(windows[of_new], num_old, len(sources), amount, seed)
+    passes = min(_MOST_PASSES, -(-amount // len(learning)))
     grown.untie()
     embedding = grown.get(grown.embedding)
     layers = LowerLayers(config, base)
-    rows = match_states(layers, embedding[:num_old], embedding[num_old:], learning, sources, progress)
+    again = learning.repeat(passes, 1)[:amount]
+    rows = match_states(layers, embedding[:num_old], embedding[num_old:], again, sources, progress)
     del layers
     grown.replace_new(grown.embedding, rows)
     most = int(_MOST_STATES / (WINDOW * embedding.shape[1]) / (1 + _OLD))
-    num_fitted = min(int(len(learning) * _FITTED), most)
+    num_fitted = min(int(amount * _FITTED), len(learning), most)
     read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
     states = last_states(config, grown, read)
     refined = refine_rows(grown.get(grown.head), num_old, read, states, seed)
