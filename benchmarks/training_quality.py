@@ -47,7 +47,7 @@ from yangtuo.artifacts.manifest import Kind, open_artifact
 from yangtuo.data import blocks
 from yangtuo.quickstart.train_base import split_corpus
 from yangtuo.stages import convert, expand, prepare, tokenizer_merge, tokenizer_train
-from yangtuo.training import adapter, base, held_out, loop
+from yangtuo.training import adapter, base, held_out, loop, rates
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 PACKAGE = Path(yangtuo.__file__).parent / "quickstart"
@@ -236,9 +236,10 @@ def held_out_sources(texts: dict[str, list[str]], encoder: Encoder) -> list[Held
 def train(work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: list[HeldOut]) -> Outcome:
     """One run of an arm."""
     dataset = blocks.BlockDataset(work / arm.data)
+    fresh = rates.DISTILLED if arm.rows else base.fresh_rows(open_artifact(str(work / arm.model)), None)
     settings = loop.Settings(
         learning_rate=rate,
-        fresh_rows=arm.embeddings == "new" and base.has_fresh_rows(open_artifact(str(work / arm.model)), None),
+        fresh_rows=fresh if arm.embeddings == "new" else 0.0,
         schedule="cosine" if arm.is_known else "linear",
         batch_size=BATCH,
         save_every=steps,

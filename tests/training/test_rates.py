@@ -42,9 +42,11 @@ def test_fresh_rows_learn_by_the_size_of_their_matrix(pico_model: Path, pico_tie
     if not tied:
         expected["lm_head"] = 0.04 * size["lm_head"]
         assert size["embed_tokens"] > 2 * size["lm_head"]
-    assert found_rates(fresh=True) == pytest.approx(expected)
+    assert found_rates(fresh=1.0) == pytest.approx(expected)
+    halved = {part: rate if part == "q_proj" else rate / 2 for part, rate in expected.items()}
+    assert found_rates(fresh=0.5) == pytest.approx(halved)
     assert set(found_rates().values()) == {1e-3, rates.NEW_ROWS_RATE * 1e-3}
-    assert set(found_rates(fresh=True, embedding_learning_rate=5e-4).values()) == {1e-3, 5e-4}
+    assert set(found_rates(fresh=1.0, embedding_learning_rate=5e-4).values()) == {1e-3, 5e-4}
 
 
 def test_learning_rates_decay_as_asked() -> None:

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts.manifest import Artifact, grown_rows
 from yangtuo.errors import LineageError, UserError, WeightsError
-from yangtuo.training import adapter, attention, libraries, processes
+from yangtuo.training import adapter, attention, libraries, processes, rates
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.training.probe import choose_attention
 from yangtuo.training.settings import Settings, compute_dtype
@@ -153,9 +153,13 @@ def new_rows(model: Artifact, stop_ids: Sequence[int]) -> tuple[int, ...]:
     return (*sorted(own), *range(first, first + count))
 
 
-def has_fresh_rows(model: Artifact, earlier: Artifact | None) -> bool:
-    """Whether the model's new rows stand as `yangtuo expand` placed them, trained by nobody so far."""
-    return earlier is None and model.manifest is not None and model.manifest.stage == "expand"
+def fresh_rows(model: Artifact, earlier: Artifact | None) -> float:
+    """What share of the rate of fresh rows suits the model's new ones: 0 where somebody has trained them already, 1
+    where they stand as `yangtuo expand` placed them, less where it distilled them.
+    """
+    if earlier is not None or model.manifest is None or model.manifest.stage != "expand":
+        return 0.0
+    return rates.DISTILLED if model.manifest.details.get("init") == "distil" else 1.0
 
 
 def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, Any]) -> Settings:
@@ -166,7 +170,7 @@ def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, An
     return Settings.among(
         {
             **options,
-            "fresh_rows": has_fresh_rows(model, earlier),
+            "fresh_rows": fresh_rows(model, earlier),
             "board": output.with_name(f"{output.name}.tensorboard"),
             "trainer": trainer,
             "schedule": schedule,

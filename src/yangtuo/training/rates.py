@@ -17,6 +17,9 @@ WARMUP_SHARE = 0.03
 FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
 """Learning rates of rows that no run has trained yet, in units of the matrix's standard deviation: AdamW moves every
 element by about its rate, and rows differ in size between models."""
+DISTILLED = 0.1
+"""The share of these rates for rows that were distilled from the base: they stand where they belong, and AdamW moves
+those without evidence as far as the others (docs/lab-log.md)."""
 NEW_ROWS_RATE = 2.5
 """How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
 _UNKNOWN = math.nan  # a rate by the size of rows whose values were not read
@@ -25,11 +28,11 @@ Schedule = Literal["linear", "cosine"]
 
 
 def parameter_groups(
-    model: adapter.Trained, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: bool = False
+    model: adapter.Trained, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: float = 0.0
 ) -> list[dict[str, Any]]:
     """An optimizer's groups of all that learns in `model`, with `lr`; `rows` tells those of embedding and head.
 
-    Without `embedding_learning_rate`, rows that are `fresh` learn at a rate by the size of their matrix.
+    Without `embedding_learning_rate`, rows that are `fresh` learn at that share of a rate by the size of their matrix.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -65,7 +68,7 @@ def share_of_peak(step: int, num_steps: int, schedule: Schedule = "linear", warm
     return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
-def _rows_rate(model: adapter.Trained, name: str, learning_rate: float, fresh: bool) -> float:
+def _rows_rate(model: adapter.Trained, name: str, learning_rate: float, fresh: float) -> float:
     if not adapter.is_new_rows(name):
         return learning_rate
     if not fresh:
@@ -73,4 +76,4 @@ def _rows_rate(model: adapter.Trained, name: str, learning_rate: float, fresh: b
     if next(model.parameters()).is_meta:
         return _UNKNOWN
     deviation, is_output = adapter.row_deviation(model, name)
-    return deviation * (FRESH_HEAD_RATE if is_output else FRESH_EMBEDDING_RATE)
+    return fresh * deviation * (FRESH_HEAD_RATE if is_output else FRESH_EMBEDDING_RATE)

@@ -24,8 +24,9 @@ class Settings:
 
     learning_rate: float
     embedding_learning_rate: float | None = None
-    fresh_rows: bool = False
-    """Whether the new rows stand as `expand` placed them: without a rate of their own they then learn by their size."""
+    fresh_rows: float = 0.0
+    """Where new rows stand as `expand` left them and no rate is given: the share of a rate by their size at which they
+    learn. 0 where they have been trained."""
     schedule: rates.Schedule = "linear"
     warmup: float = rates.WARMUP_SHARE
     """Share of the steps in which rates rise to their peak."""
