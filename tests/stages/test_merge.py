@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yangtuo.artifacts.manifest import Artifact
 from yangtuo.config.merge import MergeConfig
-from yangtuo.errors import FileError, LineageError, OutputError, UserError, WeightsError
+from yangtuo.errors import ConfigError, FileError, LineageError, OutputError, UserError, WeightsError
 from yangtuo.stages import merge
 from yangtuo.vocab.directory import copy_tokenizer
 from yangtuo.vocab.encoding import load_encoder
@@ -115,6 +115,31 @@ def test_dtype_is_cast_once(pico_model: Path, tmp_path: Path, train_adapter: Cal
     narrow = tensors(run(pico_model, [adapter], tmp_path / "narrow", dtype="bfloat16").path)
     assert all(torch.equal(narrow[name], wide[name].bfloat16()) for name in wide)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "narrow").dtype == torch.bfloat16
+
+
+def test_half_an_adapter_is_half_its_lora_and_all_its_rows(
+    pico_model: Path, tmp_path: Path, train_adapter: Callable[..., Path]
+) -> None:
+    adapter = train_adapter(tmp_path / "adapter", pico_model, modules_to_save=["embed_tokens", "lm_head"])
+    start = tensors(pico_model)
+    half, whole = (
+        tensors(run(pico_model, [adapter], tmp_path / f"{share}", lora_scale=share).path) for share in (0.5, 1.0)
+    )
+    for name, before in start.items():
+        share = 1.0 if "embed_tokens" in name or "lm_head" in name else 0.5
+        torch.testing.assert_close(half[name], before + share * (whole[name] - before))
+    assert any(not torch.equal(whole[name], half[name]) for name in start)
+
+
+def test_half_of_what_must_be_whole_is_refused(
+    pico_model: Path, tmp_path: Path, train_adapter: Callable[..., Path]
+) -> None:
+    dora = train_adapter(tmp_path / "dora", pico_model, use_dora=True)
+    with pytest.raises(WeightsError, match="cannot be merged in part"):
+        run(pico_model, [dora], tmp_path / "half", lora_scale=0.5)
+    with pytest.raises(ConfigError, match="whole adapters alone"):
+        run(pico_model, [dora], tmp_path / "half", lora_scale=0.5, prove="text")
+    assert not (tmp_path / "half").exists()
 
 
 def test_chains_may_be_merged_at_once_or_one_by_one(

@@ -28,7 +28,7 @@ from yangtuo.vocab.encoding import Encoder, load_encoder
 from yangtuo.weights.adapter import Adapter, non_finite, open_adapter
 from yangtuo.weights.checkpoint import CONFIG_FILE, Checkpoint, write_json, write_weights
 from yangtuo.weights.layouts import open_checkpoint, summarize
-from yangtuo.weights.merging import MergedTensors
+from yangtuo.weights.merging import MergedTensors, scaled
 from yangtuo.weights.proof import prove
 
 _SCRATCH = ".adapters"
@@ -42,8 +42,9 @@ def run(config: MergeConfig) -> Artifact:
         raise ConfigError("--prove needs a text", found="an empty one", expected="a sentence in the model's language")
     if not (config.adapter or config.add):
         raise ConfigError("nothing is to be merged", expected="--adapter, --add TUNED-BASE, or both")
-    if config.prove is not None and config.add:
-        raise ConfigError("--prove compares with the adapters alone", found="--add", expected="one of the two")
+    if config.prove is not None and (config.add or config.lora_scale != 1):
+        found = "--add" if config.add else "--lora-scale"
+        raise ConfigError("--prove compares with whole adapters alone", found=found, expected="one of the two")
     base = open_artifact(config.base, Kind.MODEL)
     pairs = [[open_artifact(path, Kind.MODEL) for path in split_difference(text)] for text in config.add]
     sources = [open_artifact(reference, Kind.ADAPTER) for reference in config.adapter]
@@ -63,7 +64,8 @@ def run(config: MergeConfig) -> Artifact:
         for role, model in zip(("tuned", "tuned from"), pair, strict=True)
     }
     with draft(config, Kind.MODEL, {"base": base, **roles}) as made:
-        adapters = _open_adapters(sources, made.path / _SCRATCH)
+        opened = _open_adapters(sources, made.path / _SCRATCH)
+        adapters = [scaled(adapter, config.lora_scale) for adapter in opened]
         raise_all([error for adapter in adapters for error in non_finite(adapter)])
         vectors = [
             task_vector(open_model(pair[0]), open_model(pair[1]), open_model(base), config.scale) for pair in pairs

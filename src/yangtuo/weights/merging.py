@@ -284,3 +284,24 @@ def _low_rank(adapter: Adapter, update: LowRank) -> Callable[[torch.Tensor, slic
         return value.mul_(factor)
 
     return add
+
+
+def scaled(adapter: Adapter, share: float) -> Adapter:
+    """The adapter with a share of what it adds; what it replaces, such as rows, stays whole.
+
+    Raises `WeightsError` for DoRA, whose magnitudes belong to the whole.
+    """
+    if share == 1:
+        return adapter
+    if any(isinstance(one, LowRank) and one.magnitude for updates in adapter.updates.values() for one in updates):
+        raise WeightsError(
+            f"{adapter.name} cannot be merged in part",
+            found="DoRA, whose magnitudes belong to the whole update",
+            expected="LoRA or rsLoRA",
+            run="the same command without --lora-scale",
+        )
+    updates = {
+        name: [replace(one, scaling=share * one.scaling) if isinstance(one, LowRank | Add) else one for one in some]
+        for name, some in adapter.updates.items()
+    }
+    return replace(adapter, updates=updates)
