@@ -29,8 +29,8 @@ class MergeConfig(StageConfig):
     scale: NonNegativeFloat = 1.0
     """How much of the task vectors is added."""
     lora_scale: NonNegativeFloat = 1.0
-    """How much of what adapters add by LoRA is merged; rows that they trained go in whole. Less than 1 gives some of the
-    base's own language back: docs/design/011-expansion.md has the line between the two."""
+    """How much of what adapters add by LoRA is merged; rows that they trained go in whole. Less than 1 gives some of
+    the base's own language back: docs/design/011-expansion.md has the line between the two."""
     output: Path
     """The model directory to write."""
     dtype: Literal["keep", "float32", "float16", "bfloat16"] = "keep"
