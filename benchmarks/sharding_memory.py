@@ -88,7 +88,7 @@ def prepare(work: Path) -> None:
         minloglevel=2,
     )
     write_sentencepiece(work / "tokenizer", model.getvalue())
-    text = ["--source", f"en={work / 'text.txt'}", "--documents", "paragraph", "--held-out", "0"]
+    text = ["--source", f"en={work / 'text.txt'}", "--documents", "paragraph", "--held-out", "0", "--block-size", "64"]
     assert cli.invoke(["prepare", *text, "--tokenizer", str(work / "tokenizer"), "--output", str(work / "data")]) == 0
 
 
