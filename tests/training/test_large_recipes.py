@@ -72,7 +72,7 @@ def test_the_papers_settings_stand_in_its_recipe(monkeypatch: pytest.MonkeyPatch
         "alpha": 32,
         "embeddings": "full",
         "learning_rate": 2e-4,
-        "schedule": "cosine",
+        "trainer": ["lr_scheduler_type=cosine"],
         "dtype": "float16",
         "sharding": "zero2",
     }
