@@ -5,7 +5,8 @@
 
 One adapter (the quickstart's `pretrain`) is measured as it is, and repaired after training: scaled as a whole, its LoRA
 alone, its rows half way back to where `expand` put them, and by PEFT's own `reduce_intruder_dimension`. Beside it, the
-same training with other replay: half as much English, twice as much, and English of the base's own domain. Chinese is
+same training with fewer epochs, and with other replay: half as much English, twice as much, and English of the base's
+own domain. Chinese is
 the quickstart's held-out text; English is that which the base was held out from (one stretch in twenty of the corpora
 below `--data`), whose domain no training text of the quickstart has.
 
@@ -40,6 +41,7 @@ PACKAGE = Path(yangtuo.__file__).parent
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 TEXTS = PACKAGE / "quickstart" / "texts"
 SCALES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+EPOCHS = 3
 REPLAY = {
     "half the replay": (f"en={TEXTS / 'en'}:0.5",),
     "twice the replay": (f"en={TEXTS / 'en'}:2",),
@@ -70,9 +72,9 @@ def adapted(model: Path, adapter: Path, change: Change) -> Any:
     return with_adapter.eval()
 
 
-def train_again(run: Path, work: Path, name: str, sources: tuple[str, ...]) -> Path:
-    """The quickstart's training with other English in it; returns the adapter."""
-    data, output = (work / f"{kind} {name}" for kind in ("data", "adapter"))
+def train_again(run: Path, work: Path, name: str, sources: tuple[str, ...] = (), **changed: Any) -> Path:
+    """The quickstart's training with other English in it, or with other options; returns the adapter."""
+    data, output = work / f"data {name}" if sources else run / "prepare", work / f"adapter {name}"
     manifest = read_manifest(run / "pretrain")
     assert manifest is not None
     given = {key: value for key, value in manifest.config.items() if key not in ("model", "data", "output")}
@@ -89,7 +91,7 @@ def train_again(run: Path, work: Path, name: str, sources: tuple[str, ...]) -> P
     if not output.is_dir():
         config = PretrainConfig(model=str(run / "expand"), data=str(data), output=output)
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        pretrain.run(replace(config, **fields))
+        pretrain.run(replace(config, **{**fields, **changed}))
     return output
 
 
@@ -97,11 +99,14 @@ def points(run: Path, work: Path) -> Iterator[tuple[str, str, Path, Change]]:
     """What is measured: curve, label, adapter and what is done to it."""
     own = run / "pretrain"
     for scale in SCALES:
-        yield "scaled as a whole", f"times {scale:g}", own, Change(scale, scale)
+        yield "whole adapter", f"times {scale:g}", own, Change(scale, scale)
     for scale in (0.5, 0.75):
         yield "LoRA alone", f"LoRA times {scale:g}", own, Change(lora=scale)
     yield "rows alone", "rows half way back", own, Change(rows=0.5)
     yield "intruders (PEFT)", "reduce_intruder_dimension", own, Change(reduces_intruders=True)
+    fewer = train_again(run, work, f"{EPOCHS} epochs", epochs=EPOCHS)
+    for scale in (0.75, 1.0):
+        yield "fewer epochs", f"{EPOCHS} epochs, LoRA times {scale:g}", fewer, Change(lora=scale)
     for name, sources in REPLAY.items():
         adapter = train_again(run, work, name, tuple(text.format(own=work / "own") for text in sources))
         yield "other replay", name, adapter, Change()
