@@ -14,7 +14,7 @@ from pathlib import Path
 from yangtuo import cli, config
 
 ROOT = Path(__file__).parent.parent
-OTHER_COMMANDS = ("run", "quickstart")
+OTHER_COMMANDS = ("run", "recipes", "quickstart")
 
 
 def page(verb: str) -> str:

@@ -82,6 +82,27 @@ def test_yaml_that_cannot_be_used_is_refused_with_its_reason(text: str, reason: 
     assert "recipe.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("merge: {adapter: [${pretrain}]}", r'quotes around references.*\["\$\{convert\}"\], in line 1'),
+        ("merge: {base: ${convert}}", "quotes around references"),
+        ("data: [\n  a,\n  ${prepare}:0.1,\n]", "quotes around references.*in line 3"),
+        ("a:\n\tb: 1", "spaces, not tabs, in line 2"),
+        ("a:\n  b: 1\n\tc: 2", "spaces, not tabs, in line 3"),
+        ("steps:\n  convert:\n    source:x\n    dtype: y", "a space after the colon, in line 3"),
+        ("steps:\n  convert:\n    dtype: y\n    source:x\n", "a space after the colon, in line 4"),
+        ("steps:\n  convert：\n    source: x", "an ASCII colon and a space, in line 2"),
+        ("a: @x", "quotes around the value in line 1"),
+        ("a: b: c", "quotes around the value in line 1"),
+        ("a: {x: 1,\n  x: 2}", "in lines 1 and 2"),
+    ],
+)
+def test_a_mistake_in_yaml_is_told_with_its_cure(text: str, meant: str) -> None:
+    with pytest.raises(UserError, match=meant):
+        files.parse_yaml(text, "recipe.yaml")
+
+
 def test_yaml_may_name_what_it_repeats() -> None:
     assert files.parse_yaml("a: &a {x: 1}\nb: {<<: *a, y: 2}", "r")["b"] == {"x": 1, "y": 2}
 

@@ -33,9 +33,10 @@ LAYERS = {
     "run_page": 10,
     "stages": 10,
     "pipeline": 11,
-    "quickstart": 12,
-    "cli": 13,
-    "__main__": 14,
+    "catalog": 12,
+    "quickstart": 13,
+    "cli": 14,
+    "__main__": 15,
 }
 
 

@@ -110,6 +110,8 @@ def test_all_mistakes_of_a_recipe_are_told_at_once(recipe: Path) -> None:
         ("block_size: 64", "block_size: -1", "Must be > 0"),
         ("block_size: 64", "block_size: many", "many"),
         ("    tokenizer: ${convert}\n", "", "--tokenizer"),
+        ("dtype: float32", "dtype:float32", "'dtype:float32'; a space after the colon is missing"),
+        ("  prepare:\n", "  evaluate:\n    suite:mmlu\n  prepare:\n", "with a space after the colon, in line 6"),
     ],
 )
 def test_a_mistake_is_named(recipe: Path, old: str, new: str, message: str) -> None:

@@ -69,10 +69,8 @@ def _register(parent: App, options: type[StageConfig], place: int) -> None:
             result = stage_function(options.verb)(options)
         if launcher.rank() > 0:
             return None
-        presented = _present(result, json)
-        if hasattr(result, "fingerprint") and not json and (following := options.next_command()):
-            console.stdout.print(f"{'next':>20}  {following}", markup=False)
-        return presented
+        values = result.result() if hasattr(result, "result") else result
+        return _finished(result, json, options.next_command(values) if isinstance(values, Mapping) else None)
 
     optional = all(one.default is not dataclasses.MISSING for one in dataclasses.fields(options))
     if optional:  # the library wants what may be left out whole to have a default
@@ -80,6 +78,14 @@ def _register(parent: App, options: type[StageConfig], place: int) -> None:
     command.__annotations__ = {"options": options, "json": Json}
     command.__doc__ = options.__doc__
     parent.command(command, name=options.verb.split()[-1], sort_key=place)
+
+
+def _finished(result: Any, json: bool, following: str | None) -> Any:
+    """Prints what a verb returned and, for people, the command that comes next."""
+    presented = _present(result, json)
+    if following and not json:
+        console.stdout.print(f"{'next':>20}  {following}", markup=False)
+    return presented
 
 
 def _only_result_on_stdout(json: bool) -> AbstractContextManager[Any]:
@@ -119,7 +125,7 @@ def _summary(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if len(text) > _WIDTH:
             size = f"{len(value):,} of them" if isinstance(value, list | dict) else f"{text[:_WIDTH]} …"
             text = f"{size} (whole with --json)"
-        yield key, text
+        yield key, text + console.meaning(key)
     if len(values) > _LINES:
         yield "", f"{len(values) - _LINES} more with --json"
 
@@ -136,7 +142,7 @@ for _place, (_verb, _options) in enumerate({**config.STAGES, **config.TOOLS}.ite
 
 @app.command(sort_key=-1)
 def run(
-    recipe: Path,
+    recipe: str,
     *,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     set: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = (),
@@ -144,20 +150,21 @@ def run(
 ) -> Any:
     """Runs the steps of a recipe; finished steps whose inputs and options are unchanged are skipped.
 
-    Example: `yangtuo run recipes/quickstart.yaml --set pretrain.epochs=4`
+    Example: `yangtuo run quickstart --set pretrain.epochs=4`
 
     Parameters
     ----------
     recipe
-        The recipe, a YAML file.
+        The recipe: a YAML file, or the name of one that comes with Yangtuo (see `yangtuo recipes`).
     dry_run
         Print the resolved plan and stop.
     set
         Overrides an option as STEP.KEY=VALUE, or the recipe's output as output=DIR; repeatable.
     """
-    from yangtuo import pipeline
+    from yangtuo import catalog, pipeline
 
-    plan = pipeline.load(recipe, set)
+    file = catalog.find(recipe)
+    plan = pipeline.load(file, set)
     if launcher.rank() == 0:
         pipeline.require_inputs(plan)
     pipeline.show(plan)
@@ -166,8 +173,33 @@ def run(
     if launcher.rank() > 0:
         return None
     if results:
-        console.note(f"report: {pipeline.write_report(plan, results, f'run of {recipe.stem}', '配方运行')}")
-    return _present({name: str(artifact.path) for name, artifact in results.items()} or plan.to_dict(), json)
+        console.note(f"report: {pipeline.write_report(plan, results, f'run of {file.stem}', '配方运行')}")
+    values = {name: str(artifact.path) for name, artifact in results.items()} or (plan.to_dict() if json else {})
+    return _finished(values, json, "the same command without --dry-run" if dry_run else plan.next_command())
+
+
+@app.command(sort_key=-1)
+def recipes(*, copy: str | None = None, json: Json = False) -> Any:
+    """Lists the recipes that come with Yangtuo, or copies one here, to be edited and run.
+
+    Example: `yangtuo recipes --copy smollm2-zh`
+
+    Parameters
+    ----------
+    copy
+        The recipe to write into this directory, as NAME.yaml; a file of that name is never overwritten.
+    """
+    from yangtuo import catalog
+
+    if copy is not None:
+        return _finished({"recipe": str(catalog.copy(copy))}, json, f"yangtuo run {copy}.yaml --dry-run")
+    listed = [catalog.describe(file) for file in catalog.shipped().values()]
+    if json:
+        return _present({recipe["name"]: recipe for recipe in listed}, json)
+    for recipe in listed:
+        console.stdout.print(recipe["name"], style="bold", markup=False)
+        console.stdout.print(f"    {recipe['about']}\n    Needs: {recipe['needs']}", markup=False)
+    return _finished({}, json, "yangtuo run NAME --dry-run, or yangtuo recipes --copy NAME to change it first")
 
 
 @app.command(sort_key=-2)
@@ -240,7 +272,7 @@ def _verb_of(arguments: list[str]) -> str:
         if argument.startswith("-"):
             break
         words.append(argument)
-    verbs = {*config.STAGES, *config.TOOLS, "run", "quickstart", "tokenizer"}
+    verbs = {*config.STAGES, *config.TOOLS, "run", "recipes", "quickstart", "tokenizer"}
     return next((verb for verb in (" ".join(words[:2]), " ".join(words[:1])) if verb in verbs), "")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import stat
 from collections.abc import Hashable, Iterator
 from functools import lru_cache
@@ -161,11 +162,6 @@ def check(value: Any, where: str, schema: type[T]) -> T:
     return checked
 
 
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; raises `FileError` with file and place where it is malformed or would not end."""
-    return parse_yaml(read_text(path), str(path))
-
-
 def parse_yaml(text: str, where: str) -> Any:
     """A YAML text as plain values: no tag makes an object, no key stands twice, no alias multiplies without bound."""
     try:
@@ -181,7 +177,36 @@ def parse_yaml(text: str, where: str) -> Any:
             loader.dispose()
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        raise FileError(f"{where} is not YAML that can be read", found=reason[:300], expected="plain YAML") from error
+        raise FileError(
+            f"{where} is not YAML that can be read", found=reason[:300], expected=_meant(text, error)
+        ) from error
+
+
+def missing_space(text: str) -> str | None:
+    """The first line of a YAML text that YAML takes for a word where a key and its value were meant, in words."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := re.match(r"\s*([^\W\d][\w-]*)(：\s*|:(?!//)(?=[^\s:]))", line):
+            colon = "an ASCII colon and a space" if match[2][0] == "：" else "a space after the colon"
+            return f"`{match[1]}: value`, with {colon}, in line {number}"
+    return None
+
+
+def _meant(text: str, error: Exception) -> str:
+    """What is expected where a YAML text cannot be read: the cure of the mistakes that are made by hand."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return "plain YAML"
+    number = error.problem_mark.line + 1
+    lines, problem = [*text.splitlines(), ""], error.problem or ""
+    line = lines[min(number, len(lines)) - 1]
+    if "got '{'" in problem and "${" in line:
+        return f'quotes around references inside [ ] and {{ }}, such as ["${{convert}}"], in line {number}'
+    if "\\t" in problem or "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"spaces, not tabs, in line {number}"
+    if space := missing_space(text):
+        return space
+    if "cannot start any token" in problem or "mapping values" in problem:
+        return f"quotes around the value in line {number}, or the indentation of the lines around it"
+    return f"plain YAML; see line {number}"
 
 
 def walk(directory: Path, without: str | None = None) -> list[Path]:
@@ -292,12 +317,15 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 def _refuse_twins(node: yaml.Node, where: str) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+        if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+            continue
+        line = key.start_mark.line + 1
+        if key.value in seen:
             raise ConfigError(
                 f"{where} names {key.value!r} twice in one mapping",
-                found=f"the second in line {key.start_mark.line + 1}",
-                expected="names that differ",
+                found=f"in lines {seen[key.value]} and {line}",
+                expected="names that differ: of two, YAML would take the last and say nothing",
             )
-        seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        seen[key.value] = line

@@ -38,6 +38,7 @@ from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise
 from yangtuo.page import Section
 
 _COSTS = "costs.json"
+_WIDTH = 240  # characters of a step's options in the plan that is shown; --json has all
 # A step's name is a directory's, and stays inside the recipe's output.
 StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 
@@ -67,6 +68,11 @@ class Plan:
     output: Path
     steps: tuple[Step, ...]
 
+    def next_command(self) -> str | None:
+        """What usually follows the last step that makes a model, else the last step."""
+        made = [step.config for step in self.steps if step.config.verb == "merge"] or [self.steps[-1].config]
+        return made[-1].next_command({})
+
     def to_dict(self) -> dict[str, Any]:
         """The resolved plan as plain values."""
         return {
@@ -81,6 +87,13 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
 
     Raises `FileError` for a recipe that cannot be read, `ConfigError` with every wrong key of every step at once.
     """
+    plan = resolve(path, overrides, output)
+    raise_all(_missing_inputs(plan))
+    return plan
+
+
+def resolve(path: Path, overrides: Sequence[str] = (), output: Path | None = None) -> Plan:
+    """As `load`, whether or not the inputs are there."""
     document = _read(path)
     for override in overrides:
         _override(document, override)
@@ -94,9 +107,7 @@ def load(path: Path, overrides: Sequence[str] = (), output: Path | None = None) 
             errors.append(error)
         variables[name] = str(directory / name)
     raise_all(errors)
-    plan = Plan(path, directory, tuple(steps))
-    raise_all(_missing_inputs(plan))
-    return plan
+    return Plan(path, directory, tuple(steps))
 
 
 def require_inputs(plan: Plan) -> None:
@@ -114,7 +125,7 @@ def require_inputs(plan: Plan) -> None:
 
 def show(plan: Plan) -> None:
     """Prints the resolved plan to stderr."""
-    rows = [(step.name, step.config.verb, _summary(step.config)) for step in plan.steps]
+    rows = [(step.name, step.config.verb, _summary(step.config)[:_WIDTH]) for step in plan.steps]
     table = console.table(f"{plan.recipe} → {plan.output}", ["step", "stage", "options"], rows)
     for column in table.columns:
         column.justify = "left"
@@ -198,15 +209,17 @@ def write_report(
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise FileError(f"the recipe {path} does not exist", run="ls recipes")
-    document = files.read_yaml(path)
+        raise FileError(f"the recipe {path} does not exist", run="yangtuo recipes")
+    text = files.read_text(path)
+    document = files.parse_yaml(text, str(path))
     try:
         return dict(files.check(document, str(path), _Recipe))
     except FileError as error:
         raise ConfigError(
             f"{path} is not a recipe",
             found=error.found or error.problem,
-            expected="two keys: output (a directory) and steps (a mapping of step names to options)",
+            expected=files.missing_space(text)
+            or "two keys: output (a directory) and steps (a mapping of step names to options)",
         ) from error
 
 
@@ -219,7 +232,9 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} cannot be read", expected="STEP.KEY=VALUE, or output=DIR")
     elif not isinstance(document["steps"].get(step), dict):
         steps = list(document["steps"])
-        raise ConfigError(f"--set names the unknown step {step!r}{_hint(step, steps)}", expected=", ".join(steps))
+        raise ConfigError(
+            f"--set names the unknown step {step!r}{did_you_mean(step, steps)}", expected=", ".join(steps)
+        )
     else:
         document["steps"][step][option] = files.parse_yaml(text, f"--set {override!r}")
 
@@ -228,7 +243,9 @@ def _step(name: str, values: dict[str, Any], directory: Path, variables: Mapping
     values = dict(values)
     verb = values.pop("stage", name.replace("-", " "))
     if not isinstance(verb, str) or verb not in STAGES:
-        raise ConfigError(f"step {name}: no stage is called {verb!r}{_hint(verb, STAGES)}", expected=", ".join(STAGES))
+        raise ConfigError(
+            f"step {name}: no stage is called {verb!r}{did_you_mean(verb, STAGES)}", expected=", ".join(STAGES)
+        )
     known = {option.name for option in STAGES[verb].options() if option.in_recipes}
     tokens: list[str] = []
     for key, value in values.items():
@@ -253,7 +270,8 @@ def _no_option(step: str, verb: str, key: str, known: Set[str]) -> ConfigError:
             f"step {step}: a step's output is its name in the recipe's output",
             expected="output: DIR beside steps, or --set output=DIR",
         )
-    hint = other_tools.hint(key, known)
+    word, colon, _ = str(key).partition(":")
+    hint = "; a space after the colon is missing" if colon and word in known else other_tools.hint(key, known)
     return ConfigError(f"step {step}: unknown option {key!r}{hint}", expected=", ".join(sorted(known)))
 
 
@@ -280,7 +298,7 @@ def _substitute(value: Any, variables: Mapping[str, str], where: str) -> Any:
 
     def replace(match: re.Match[str]) -> str:
         if match[1] not in variables:
-            hint = _hint(match[1], variables)
+            hint = did_you_mean(match[1], variables)
             raise ConfigError(f"{where}: ${{{match[1]}}} is not the name of an earlier step{hint}")
         return variables[match[1]]
 
@@ -346,12 +364,13 @@ def _stale(plan: Plan, changed: Step) -> OutputError:
 def _summary(config: StageConfig) -> str:
     defaults = {field: value.default for field, value in type(config).__dataclass_fields__.items()}
     shown = {key: value for key, value in config.to_dict().items() if key != "output" and value != defaults[key]}
-    return "\n".join(
+    return ", ".join(
         f"{key} {' '.join(map(str, value)) if isinstance(value, tuple | list) else value}"
         for key, value in shown.items()
     )
 
 
-def _hint(word: str, known: Any) -> str:
+def did_you_mean(word: str, known: Any) -> str:
+    """What is meant by a misspelt `word`, as the end of a sentence; nothing where no known word is near."""
     close = get_close_matches(str(word), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

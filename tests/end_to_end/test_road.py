@@ -41,10 +41,10 @@ steps:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe over four Chinese documents and eight questions of the quickstart."""
-    from yangtuo.quickstart import road
+    import yangtuo.quickstart
 
     directory = tmp_path_factory.mktemp("road")
-    source = road.RECIPE.parent / "texts"
+    source = Path(yangtuo.quickstart.__path__[0]) / "texts"
     (directory / "zh").mkdir()
     for path in sorted((source / "zh").iterdir())[:4]:
         (directory / "zh" / path.name).write_text(path.read_text("utf-8"), encoding="utf-8")

@@ -10,18 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yangtuo import console, pipeline
+from yangtuo import catalog, console, pipeline
 from yangtuo.artifacts.manifest import Artifact
 from yangtuo.page import Samples, Section, Table, Text
 from yangtuo.quickstart.outcome import Outcome, read_outcome
-
-RECIPE = Path(__file__).parent / "recipe.yaml"
 
 
 def run(output: Path, stage_function: pipeline.StageFunction) -> dict[str, Any]:
     """Walks the road into `output`, prints the table and the samples, writes the report; returns the figures."""
     started = time.monotonic()
-    plan = pipeline.load(RECIPE, output=output)
+    plan = pipeline.load(catalog.shipped()["quickstart"], output=output)
     artifacts = pipeline.execute(plan, stage_function)
     outcome = read_outcome(artifacts)
     lead = _lead(outcome, artifacts["merge"].path)
@@ -39,9 +37,7 @@ def _lead(outcome: Outcome, model: Path) -> list[Section]:
         for question, before, after in outcome.samples
     ]
     talk = Text(f"Talk with it · 和它聊天：yangtuo chat --model {model}", "advice")
-    own = Text(
-        "Take a model and a text of your own · 换成自己的模型与语料：yangtuo run recipes/quickstart.yaml --dry-run"
-    )
+    own = Text("Take a model and a text of your own · 换成自己的模型与语料：yangtuo recipes --copy quickstart")
     return [
         Section("Before and after · 前后对比", [Table(["", "base · 原模型", "adapted · 训练后"], rows), talk, own]),
         Section("Three questions that it was never asked · 三个没有见过的问法", [Samples(asked)]),
@@ -50,7 +46,11 @@ def _lead(outcome: Outcome, model: Path) -> list[Section]:
 
 def _show(outcome: Outcome, artifacts: Mapping[str, Artifact], page: Path, seconds: float) -> None:
     rows = [(english, before, after) for english, _, before, after in outcome.rows]
-    console.stderr.print(console.table(f"before and after, {seconds:.0f} s", ["", "base", "adapted"], rows))
+    console.stderr.print(
+        console.table(
+            f"before and after, {seconds:.0f} s; bits per byte: lower is better", ["", "base", "adapted"], rows
+        )
+    )
     for question, before, after in outcome.samples:
         console.note(f"\n{question}\n  base:    {before}\n  adapted: {after}")
     console.note(f"\nreport:  {page}\nmodel:   {artifacts['merge'].path}\nall artifacts: {page.parent}")
