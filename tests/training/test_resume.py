@@ -44,6 +44,25 @@ pretrain.run(PretrainConfig(**{**values, "output": Path(values["output"])}))
 """
 
 
+# The command line in a process of its own, which is sent Ctrl-C in the middle of a step, once or twice.
+INTERRUPTED = """
+import signal, sys
+from yangtuo import cli
+from yangtuo.training import metrics_log
+
+step, times = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+write = metrics_log.MetricsLog.write
+
+def interrupt_in_write(self, number, row):
+    write(self, number, row)
+    for _ in range(times if number == step and "loss" in row else 0):
+        signal.raise_signal(signal.SIGINT)
+
+metrics_log.MetricsLog.write = interrupt_in_write
+cli.main()
+"""
+
+
 @pytest.fixture(scope="module")
 def values(pico_model: Path, pico_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     directory = tmp_path_factory.mktemp("resume")
@@ -89,6 +108,29 @@ def test_killed_twice_it_ends_with_the_same_bytes(values: dict, tmp_path: Path) 
     for name in ("adapter_model.safetensors", "metrics.jsonl"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_ctrl_c_writes_a_checkpoint_and_a_second_one_ends_at_once(values: dict, tmp_path: Path) -> None:
+    whole = run(values, tmp_path / "whole")
+    output = tmp_path / "adapter"
+    checkpoints_of_it = tmp_path / ".adapter.partial" / "checkpoints"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**values, "output": output}.items()]
+    command = [sys.executable, "-W", "ignore", "-c", INTERRUPTED]
+    once = subprocess.run([*command, "6", "1", "pretrain", *options], capture_output=True, text=True, check=False)
+    assert once.returncode == 130, once.stderr
+    assert "with a checkpoint; Ctrl-C again ends at once" in once.stderr and "the same command goes on" in once.stderr
+    assert {path.name for path in checkpoints_of_it.iterdir()} == {"checkpoint-4", "checkpoint-7"}, (
+        "the step that was begun"
+    )
+    twice = subprocess.run([*command, "11", "2", "pretrain", *options], capture_output=True, text=True, check=False)
+    assert twice.returncode == 130 and "resuming after step 7" in twice.stderr, twice.stderr
+    assert max(checkpoints.step_of(path) for path in checkpoints_of_it.iterdir()) == 8, (
+        "the second one waits for nothing"
+    )
+    assert not output.exists()
+    resumed = run(values, output)
+    for name in ("adapter_model.safetensors", "metrics.jsonl"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes(), name
 
 
 def test_waiting_checkpoints_of_another_config_are_not_thrown_away(values: dict, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ It is called by the Trainer and calls what it was given; it does not depend on h
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -25,6 +26,7 @@ from yangtuo.training.metrics_log import MetricsLog
 
 BEST = "best"
 _SPEED_AFTER = 10  # steps before the time left is said
+_ECHO = 1.0  # seconds within which a launcher may pass on a Ctrl-C that has arrived already
 
 
 @dataclass(kw_only=True)
@@ -70,7 +72,8 @@ class ProgressCallback(TrainerCallback):
         self._num_taken = 0
         self._movement: guards.Movement | None = None
         self._started = self._last = time.monotonic()
-        self.terminated = False
+        self.signal: int | None = None
+        """SIGTERM or SIGINT, where one has come: training ends after this step, with a checkpoint."""
         self.bound_is_broken = False
         self.ended: str | None = None
         """Why training ends before its last step, in words."""
@@ -113,17 +116,20 @@ class ProgressCallback(TrainerCallback):
             self._movement.check(self._num_taken)
         if done == _SPEED_AFTER:
             a_step = max(time.monotonic() - self._started, 1e-9) / done
-            left = _duration(a_step * (self._run.num_steps - step))
+            left = console.duration(a_step * (self._run.num_steps - step))
             console.note(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
         if step % self._run.eval_every == 0 or step == self._run.num_steps:
             self._take_measures(step)
             control.should_training_stop |= self.ended is not None
-        if processes.any_rank([self.terminated])[0]:
-            self.terminated = control.should_save = control.should_training_stop = True
+        asked = (signal.SIGINT, signal.SIGTERM)
+        came = processes.any_rank([self.signal == one for one in asked])
+        if any(came):
+            self.signal = asked[came.index(True)]
+            control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **values: Any) -> None:  # noqa: ARG002
         assert self._movement is not None
-        if not self.terminated:
+        if self.signal is None:
             for line in self._movement.unused():
                 console.warn(line)
 
@@ -132,17 +138,27 @@ class ProgressCallback(TrainerCallback):
         processes.main_process_first(lambda: checkpoints.mark_complete(path))
 
     @contextmanager
-    def sigterm_saves(self) -> Iterator[None]:
-        """While this lasts, SIGTERM (of a scheduler, as a rule) asks for a checkpoint and an orderly end."""
+    def signals_save(self) -> Iterator[None]:
+        """While this lasts, SIGTERM and Ctrl-C ask for a checkpoint and an orderly end; Ctrl-C again ends at once."""
+        came = 0.0
 
-        def terminate(_number: int, _frame: FrameType | None) -> None:
-            self.terminated = True
+        def end(number: int, _frame: FrameType | None) -> None:
+            nonlocal came
+            if self.signal is not None:
+                if number == signal.SIGINT and (processes.world_size() == 1 or time.monotonic() - came > _ECHO):
+                    raise KeyboardInterrupt
+                return
+            self.signal, came = number, time.monotonic()
+            if processes.rank() == 0 and number == signal.SIGINT:
+                # Not through the console: the signal may have come while that was writing.
+                os.write(2, b"\nending after this step, with a checkpoint; Ctrl-C again ends at once\n")
 
-        previous = signal.signal(signal.SIGTERM, terminate)
+        previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _measure(self) -> dict[str, float]:
         return self._run.measure(lambda text: self._bar.advance(0, text))
@@ -189,8 +205,3 @@ def mean(values: dict[str, float]) -> float:
 
 def _place(measured: Sequence[tuple[int, dict[str, float]]], step: int) -> int:
     return next(place for place, item in enumerate(measured) if item[0] == step)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{max(minutes, 1)} min"

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -163,18 +164,18 @@ class _Trainer(Trainer):
 
 
 def _drive(trainer: _Trainer, run: Run, resumed: Path | None) -> ProgressCallback:
-    """Runs the steps; where SIGTERM came, raises `SystemExit` once a checkpoint is written."""
+    """Runs the steps; raises `SystemExit` after a SIGTERM and `KeyboardInterrupt` after Ctrl-C, with a checkpoint."""
     with console.progress("training", run.num_steps, "steps") as bar:
         callback = ProgressCallback(run, bar)
         trainer.add_callback(callback)
         if resumed:
             console.note(f"resuming after step {checkpoints.step_of(resumed)} of {run.num_steps}")
             bar.advance(checkpoints.step_of(resumed))
-        with callback.sigterm_saves():
+        with callback.signals_save():
             trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if callback.terminated:
+    if callback.signal is not None:
         console.warn(f"told to end at step {trainer.state.global_step}; a checkpoint is written")
-        raise SystemExit(143)
+        raise KeyboardInterrupt if callback.signal == signal.SIGINT else SystemExit(143)
     return callback
 
 
