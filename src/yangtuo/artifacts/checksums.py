@@ -12,8 +12,11 @@ from yangtuo.errors import ConfigError, FileError, UserError, raise_all
 from yangtuo.files import read_bytes
 
 
-def check_manifest(artifact: Artifact) -> str:
-    """Hashes every file again and says how many; raises `FileError` for all that changed, are missing or were added."""
+def check_manifest(artifact: Artifact, added: bool = True) -> str:
+    """Hashes every file again and says how many; raises `FileError` for all that changed or are missing.
+
+    `added`: for files that the manifest does not name, too. Hidden ones are a hub's or a system's own.
+    """
     if artifact.manifest is None:
         raise ConfigError(
             f"{artifact.path} has no manifest to verify against",
@@ -23,7 +26,8 @@ def check_manifest(artifact: Artifact) -> str:
     expected = {name: {digest} for name, digest in artifact.manifest.files.items()}
     present = set(list_files(artifact.path))
     errors: list[UserError] = [FileError(f"{artifact.path / name} is missing") for name in set(expected) - present]
-    errors += [FileError(f"{artifact.path / name} has been added") for name in sorted(present - set(expected))]
+    others = sorted(name for name in present - set(expected) if added and not name.startswith("."))
+    errors += [FileError(f"{artifact.path / name} has been added") for name in others]
     return _compare(artifact.path, {name: sums for name, sums in expected.items() if name in present}, errors)
 
 

@@ -17,7 +17,7 @@ from yangtuo.errors import LineageError, UserError
 
 def merged_lineage(base: Artifact, adapters: Sequence[Artifact]) -> str:
     """Fingerprint of a base with adapters folded in, in order; the same for one merge of two and two merges of one."""
-    identity = base.lineage or base.fingerprint
+    identity = base.lineage or base.identity
     for adapter in adapters:
         identity = _fold(identity, adapter)
     return identity
@@ -62,7 +62,7 @@ def trained_on(adapter: Artifact) -> Parent | None:
 def _misfits(base: Artifact, adapters: Sequence[Artifact]) -> list[int]:
     """Places of adapters that were not trained on what stands before them."""
     wrong = []
-    identities = {base.fingerprint, base.lineage} - {None}
+    identities = {base.fingerprint, base.identity, base.lineage} - {None}
     for index, adapter in enumerate(adapters):
         parent = trained_on(adapter)
         if parent and not {parent.fingerprint, parent.lineage} & identities:
@@ -105,4 +105,4 @@ def _command(base: Artifact, adapters: Sequence[Artifact]) -> str:
 
 
 def _fold(identity: str, adapter: Artifact) -> str:
-    return hashlib.sha256(f"merge {identity} {adapter.fingerprint}".encode()).hexdigest()
+    return hashlib.sha256(f"merge {identity} {adapter.identity}".encode()).hexdigest()

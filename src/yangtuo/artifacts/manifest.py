@@ -52,6 +52,7 @@ class Details(TypedDict, total=False):
     """What other stages read out of a manifest's details; a stage may write more."""
 
     lineage: str
+    published_from: str
     first_new_row: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
     new_rows: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
     related_rows: list[Annotated[int, Field(ge=0, le=files.MAX_COUNT)]]
@@ -101,6 +102,11 @@ class Artifact:
     def fingerprint(self) -> str:
         """The manifest's fingerprint, or one taken from the files of a foreign artifact."""
         return self.manifest.fingerprint if self.manifest else content_fingerprint(self.path)
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint by which those that were made from it know it, whatever of it `yangtuo publish` rewrote."""
+        return (self.manifest and self.manifest.details.get("published_from")) or self.fingerprint
 
     @property
     def lineage(self) -> str | None:

@@ -18,6 +18,7 @@ from yangtuo.config.options import StageConfig
 from yangtuo.config.predict import PredictConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.config.pretrain import PretrainConfig
+from yangtuo.config.publish import PublishConfig
 from yangtuo.config.serve import ServeConfig
 from yangtuo.config.sft import SftConfig
 from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
@@ -44,6 +45,6 @@ STAGES: dict[str, type[StageConfig]] = {
 """Verbs that write an artifact and can stand in a recipe."""
 
 TOOLS: dict[str, type[StageConfig]] = {
-    tool.verb: tool for tool in (ChatConfig, PredictConfig, ServeConfig, WebConfig, InspectConfig)
+    tool.verb: tool for tool in (ChatConfig, PredictConfig, ServeConfig, WebConfig, PublishConfig, InspectConfig)
 }
-"""Verbs that only read."""
+"""Verbs that write no artifact."""
