@@ -9,15 +9,16 @@ import pytest
 
 from yangtuo import cli
 from yangtuo.config import STAGES, TOOLS
+from yangtuo.config.options import StageConfig
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(verb.split()[0] in shown for verb in {**STAGES, **TOOLS, "run": 0, "quickstart": 0})
+    assert all(verb.split()[0] in shown for verb in {**STAGES, **TOOLS, "run": 0, "recipes": 0, "quickstart": 0})
 
 
-@pytest.mark.parametrize("verb", [*STAGES, *TOOLS, "run", "quickstart"])
+@pytest.mark.parametrize("verb", [*STAGES, *TOOLS, "run", "recipes", "quickstart"])
 def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke([*verb.split(), "--help"]) == 0
     assert f"Example: yangtuo {verb}" in capsys.readouterr().out
@@ -68,8 +69,7 @@ def test_an_interruption_gives_status_130(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_json_prints_one_object_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = Path(__file__).parent.parent / "recipes" / "quickstart.yaml"
-    assert cli.invoke(["run", str(recipe), "--dry-run", "--json", "--set", "pretrain.rank=3"]) == 0
+    assert cli.invoke(["run", "quickstart", "--dry-run", "--json", "--set", "pretrain.rank=3"]) == 0
     captured = capsys.readouterr()
     assert json.loads(captured.out)["steps"]["pretrain"]["rank"] == 3
     assert "merge-pretrain" in captured.err
@@ -96,9 +96,24 @@ def test_a_summary_fits_a_screen_and_says_what_comes_next(
     assert lines[-1].split(maxsplit=1)[1].startswith(f"yangtuo tokenizer train --base {tmp_path / 'base'}")
 
 
+@pytest.mark.parametrize("verb", [verb for verb, options in STAGES.items() if hasattr(options, "dry_run")])
+def test_a_dry_run_needs_no_output_and_any_other_run_does(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    required = {
+        "prepare": ["--source", "a/b/c", "--tokenizer", "t/t/t"],
+        "pretrain": ["--model", "m/m/m", "--data", "d"],
+    }
+    required["sft"] = required["pretrain"]
+    required["tokenizer train"] = ["--base", "b/b/b", "--corpus", "c/c/c", "--size", "10"]
+    assert cli.invoke([*verb.split(), *required[verb]]) == 2
+    assert f"yangtuo {verb} needs --output" in capsys.readouterr().err
+    assert cli.invoke([*verb.split(), *required[verb], "--dry-run"]) == 2
+    assert "does not exist" in capsys.readouterr().err, "the input is what is missing"
+
+
 def test_each_verb_that_writes_an_artifact_names_a_command_that_exists() -> None:
     verbs = {**STAGES, **TOOLS}
-    for verb, options in STAGES.items():
+    for verb, options in {**STAGES, **TOOLS}.items():
         words = options.following.split()
-        assert words or verb == "evaluate", verb
+        has_own = options.next_command is not StageConfig.next_command
+        assert words or has_own or verb == "chat", f"{verb}: a talk alone has nothing behind it"
         assert not words or words[1] in verbs or " ".join(words[1:3]) in verbs, (verb, options.following)

@@ -41,6 +41,17 @@ def test_a_talk_ends_at_exit_and_forgets_at_reset(
     assert first == second, "what was said before /reset must not be seen"
 
 
+def test_a_talk_on_a_cpu_says_once_how_fast_it_is_and_what_would_be_faster(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nHello again\n/exit\n"))
+    assert cli.invoke(["chat", "--model", str(model), "--engine", "llama.cpp", "--max-new-tokens", "12"]) == 0
+    said = capfd.readouterr().err
+    assert said.count("tokens a second on this CPU; faster: ") == 1
+    assert f"yangtuo export --model {model} --format gguf --quantize q8_0 --output NAME" in said
+
+
 def test_a_model_without_a_directory_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.invoke(["chat", "--model", str(tmp_path / "a" / "b"), "--once", "x"]) == 2
     assert "does not exist" in capfd.readouterr().err

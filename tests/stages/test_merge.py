@@ -75,12 +75,15 @@ def test_the_proof_passes_for_a_right_merge_and_fails_for_a_wrong_one(
     tmp_path: Path,
     train_adapter: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     enough_memory: bool,
 ) -> None:
     if not enough_memory:
         monkeypatch.setattr("os.sysconf", lambda _: 1)
     adapter = train_adapter(tmp_path / "adapter", pico_model, modules_to_save=["embed_tokens", "lm_head"])
-    made = run(pico_model, [adapter], tmp_path / "merged", prove="Once upon a time there was a little girl.")
+    (tmp_path / "text.txt").write_text("Once upon a time there was a little girl. " * 99, encoding="utf-8")
+    made = run(pico_model, [adapter], tmp_path / "merged", prove=str(tmp_path / "text.txt"))
+    assert f"the first 2,000 characters of the file {tmp_path / 'text.txt'}" in capsys.readouterr().err
     assert made.manifest is not None
     proof = made.manifest.details["proof"]
     assert proof["compared"] == ("logits" if enough_memory else "tensors")
@@ -93,6 +96,7 @@ def test_the_proof_passes_for_a_right_merge_and_fails_for_a_wrong_one(
     monkeypatch.setattr(MergedTensors, "get", wrong)
     with pytest.raises(WeightsError, match=r"does not say what|is not the sum"):
         run(pico_model, [adapter], tmp_path / "wrong", prove="Once upon a time there was a little girl.")
+    assert "the text itself, 41 characters; there is no file of that name" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,19 @@ def test_one_name_for_two_files_is_refused(
     assert cli.invoke([*arguments, "--dry-run", *(word for data in twice for word in ("--data", data))]) == 0
 
 
+def test_replacing_a_models_own_template_is_said(
+    pico_model: Path, conversations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat model that is tuned in another form forgets the one in which every engine asks it."""
+    model = tmp_path / "model"
+    shutil.copytree(pico_model, model)
+    (model / "chat_template.jinja").write_text(get_template("alpaca-2", None).render_jinja(), encoding="utf-8")
+    options = {"model": str(model), "data": (str(conversations),), "max_length": 256, "dry_run": True}
+    for template, replaced in (("alpaca", True), ("alpaca-2", False), (None, False)):
+        sft.run(SftConfig(**options, template=template))
+        assert ("replaces the model's own template" in capsys.readouterr().err) == replaced, template
+
+
 def test_replayed_text_is_read_along_and_measured(pico_model: Path, conversations: Path, tmp_path: Path) -> None:
     prose = tmp_path / "prose.txt"
     prose.write_text("\n\n".join(f"The cat number {n} sat on the mat." for n in range(40)), encoding="utf-8")
@@ -131,7 +145,7 @@ def test_a_dry_run_tells_what_the_run_does_and_writes_nothing(
     assert cli.invoke([*arguments, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "▸[red]</s>⟦</s>⟧◂" in shown.replace("│", ""), "text is neither markup nor control token"
-    assert "empty answer  1\n" in shown and "── document 1: " in shown
+    assert "dropped  empty answer 1\n" in shown and "── document 1: " in shown
 
     assert cli.invoke(arguments) == 0
     said = capsys.readouterr().err

@@ -32,7 +32,7 @@ from yangtuo.artifacts.manifest import (
     read_manifest,
     step_fingerprint,
 )
-from yangtuo.config.options import StageConfig, split_source
+from yangtuo.config.options import NO_OUTPUT, StageConfig, split_source
 from yangtuo.errors import OutputError, TrainingError, UserError
 
 LOCK_FILE = ".lock"
@@ -144,7 +144,7 @@ def finish_earlier(config: StageConfig) -> Artifact | None:
 
 def refuse_existing(output: Path) -> None:
     """Raises `OutputError` where something stands under the output's name."""
-    if os.path.lexists(output):
+    if output != NO_OUTPUT and os.path.lexists(output):
         raise OutputError(
             f"the output {output} exists and is never overwritten",
             found="an artifact" if (output / MANIFEST).is_file() else "a foreign file or directory",

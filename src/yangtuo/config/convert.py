@@ -19,7 +19,7 @@ class ConvertConfig(StageConfig):
 
     verb: ClassVar[str] = "convert"
     following: ClassVar[str] = (
-        "yangtuo tokenizer train --base {output} --corpus TEXTS --size 8000 --output {beside}/pieces"
+        "yangtuo tokenizer train --base {output} --corpus TEXTS --size SIZE --output {beside}/pieces"
     )
     source: InputPath
     """Weights: a directory in Meta's layout (consolidated.*.pth, params.json, tokenizer.model), in Hugging Face's

@@ -1,8 +1,10 @@
 """The options of `yangtuo evaluate`."""
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
@@ -15,6 +17,7 @@ from yangtuo.config.options import (
     NonNegativeFloat,
     Positive,
     StageConfig,
+    split_source,
 )
 
 
@@ -58,3 +61,13 @@ class EvaluateConfig(StageConfig):
     """With forgetting: fail where bits per byte of --data en=TEXT rise by more than this share, such as 0.05."""
     batch_size: Annotated[Positive, HOW] = 16
     """Sequences in one forward pass."""
+
+    def next_command(self, result: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+        """To share the last model with these figures, or to keep them."""
+        if self.output is None:
+            return "the same command with --output SCORES, to keep the figures"
+        if not self.model:
+            return f"yangtuo inspect {shlex.quote(str(self.output))}"
+        artifact, scores = self.adapter or split_source(self.model[-1]).path, shlex.quote(str(self.output))
+        to = "--to OWNER/NAME --licence LICENCE --dry-run"
+        return f"yangtuo publish --artifact {shlex.quote(artifact)} --scores {scores} {to}"

@@ -19,7 +19,7 @@ class ExpandConfig(StageConfig):
 
     verb: ClassVar[str] = "expand"
     following: ClassVar[str] = (
-        "yangtuo prepare --source zh=TEXTS --source en=TEXTS:0.2 --tokenizer {output} --output {beside}/data"
+        "yangtuo prepare --source zh=TEXTS --source en=ENGLISH:0.2 --tokenizer {output} --output {beside}/data"
     )
     model: InputPath
     """The model to grow: a directory or a hub id."""

@@ -1,8 +1,10 @@
 """The options of `yangtuo export`."""
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
@@ -18,7 +20,7 @@ class ExportConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "export"
-    following: ClassVar[str] = "yangtuo serve --model {model}"
+    following: ClassVar[str] = "yangtuo chat --model {output}/model.gguf"
     model: InputPath
     """The model to write: a directory or a hub id."""
     format: Literal["gguf", "meta"]
@@ -33,3 +35,8 @@ class ExportConfig(StageConfig):
     """Number format of the matrices in GGUF; keep writes that of the model."""
     shards: Positive = 1
     """Number of consolidated.*.pth in Meta's layout: model-parallel ranks."""
+
+    def next_command(self, result: Mapping[str, Any]) -> str | None:
+        """To talk with a GGUF file, or to see what Meta's files hold."""
+        inspect = f"yangtuo inspect {shlex.quote(str(self.output))}"
+        return super().next_command(result) if self.format == "gguf" else inspect

@@ -38,4 +38,5 @@ class MergeConfig(StageConfig):
     shard_size: Annotated[str, HOW] = "2GB"
     """Largest size of one weight file, such as 500MB or 2GB."""
     prove: Annotated[str | None, HOW] = None
-    """A text on which merged and unmerged logits are compared (or, where memory lacks, a sample of tensors)."""
+    """A text, or a file whose first 2,000 characters are taken, on which merged and unmerged logits are compared (or,
+    where memory lacks, a sample of tensors)."""

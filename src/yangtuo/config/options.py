@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shlex
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -46,6 +47,10 @@ def _finite(hint: Any, value: float | None) -> None:  # noqa: ARG001  the form o
     if value is not None and not math.isfinite(value):
         raise ValueError("Must be a finite number")
 
+
+NO_OUTPUT = Path(os.devnull)
+"""The output of a dry run that names none."""
+OutputUnlessDry = Annotated[Path, Parameter(show_default=False)]
 
 _MOST = 2**31 - 1
 Positive = Annotated[int, Parameter(converter=whole, validator=validators.Number(gt=0, lte=_MOST))]
@@ -117,7 +122,10 @@ class StageConfig:
     """The command that usually comes next; names in braces are the verb's options, {beside} the output's directory."""
 
     def __post_init__(self) -> None:
-        """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe."""
+        """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe.
+
+        Raises `ConfigError` for a path that names no home, and where there is no output and no dry run.
+        """
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Path):
@@ -125,6 +133,12 @@ class StageConfig:
                     object.__setattr__(self, field.name, value.expanduser())
                 except RuntimeError as error:
                     raise ConfigError(f"{value} names no home directory", found=str(error)) from error
+        if getattr(self, "output", None) == NO_OUTPUT and not getattr(self, "dry_run", False):
+            raise ConfigError(
+                f"yangtuo {self.verb} needs --output",
+                expected="a free name for what is made, or --dry-run, which makes nothing",
+                run=f"yangtuo {self.verb} --help",
+            )
 
     @classmethod
     def options(cls) -> list[Option]:
@@ -152,8 +166,10 @@ class StageConfig:
             if value is not None
         }
 
-    def next_command(self) -> str | None:
+    def next_command(self, result: Mapping[str, Any]) -> str | None:  # noqa: ARG002  what came of it, for some verbs
         """The command that usually comes next, ready to type but for words in capitals; None where there is none."""
+        if getattr(self, "dry_run", False):
+            return "the same command with --output NAME instead of --dry-run"
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         beside = Path(values["output"]).parent if values.get("output") is not None else Path()
         quoted = {name: shlex.quote(str(value)) for name, value in values.items()}

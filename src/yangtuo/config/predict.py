@@ -18,6 +18,7 @@ class PredictConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "predict"
+    following: ClassVar[str] = "yangtuo evaluate --predictions {output} --suite SUITE --data {input}"
     model: InputPath | None = None
     """The model: a directory, a GGUF file or a hub id; with --server, the model id there."""
     server: str | None = None

@@ -9,8 +9,10 @@ from cyclopts import Parameter
 from yangtuo.config.options import (
     COMMAND,
     HOW,
+    NO_OUTPUT,
     DataPaths,
     InputPath,
+    OutputUnlessDry,
     Positive,
     Seed,
     Share,
@@ -35,8 +37,8 @@ class PrepareConfig(StageConfig):
     twice; repeatable. NAME (zh, en) labels the source in every report."""
     tokenizer: InputPath
     """The tokenizer: a directory (a model's will do) or a bare file."""
-    output: Path
-    """The dataset directory to write."""
+    output: OutputUnlessDry = NO_OUTPUT
+    """The dataset directory to write; a dry run needs none."""
     block_size: Positive = 512
     """Tokens in a training block."""
     held_out: Share = 0.02

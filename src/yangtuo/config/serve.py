@@ -17,6 +17,7 @@ class ServeConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "serve"
+    following: ClassVar[str] = "yangtuo chat --model {model}"
     model: InputPath
     """The model: a directory, a GGUF file or a hub id."""
     adapter: InputPaths = ()

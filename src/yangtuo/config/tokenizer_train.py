@@ -1,12 +1,21 @@
 """The options of `yangtuo tokenizer train`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import COMMAND, HOW, InputPath, InputPaths, Positive, StageConfig, Words
+from yangtuo.config.options import (
+    COMMAND,
+    HOW,
+    NO_OUTPUT,
+    InputPath,
+    InputPaths,
+    OutputUnlessDry,
+    Positive,
+    StageConfig,
+    Words,
+)
 
 
 @Parameter(name="*")
@@ -25,8 +34,8 @@ class TokenizerTrainConfig(StageConfig):
     """Text to learn from: a file or a directory (txt, jsonl, csv, parquet, gz, zst); repeatable."""
     size: Positive
     """How many new pieces to learn."""
-    output: Path
-    """The directory of learned pieces to write."""
+    output: OutputUnlessDry = NO_OUTPUT
+    """The directory of learned pieces to write; a dry run needs none."""
     language: str | None = None
     """The language to learn, such as zh, ja, ko, hi or sr-Latn, which says the scripts of its pieces."""
     script: Words = ()

@@ -1,13 +1,25 @@
 """The options that pretrain and sft share."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, NonNegative, Positive, PositiveFloat, Seed, Share, StageConfig, Words
+from yangtuo.config.options import (
+    HOW,
+    NO_OUTPUT,
+    InputPath,
+    NonNegative,
+    OutputUnlessDry,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Share,
+    StageConfig,
+    Words,
+)
 
 _WHOLE_RATE = 2e-5
 
@@ -20,8 +32,8 @@ class TrainingConfig(StageConfig):
     usual_rate: ClassVar[float] = 2e-4
     model: InputPath
     """The model to train: a directory or a hub id."""
-    output: Path
-    """The adapter directory to write."""
+    output: OutputUnlessDry = NO_OUTPUT
+    """The adapter directory to write; a dry run needs none."""
     adapter: InputPath | None = None
     """An earlier adapter of the same model to go on from; its own shape then holds."""
     embeddings: Literal["full", "new", "frozen"] | None = None
@@ -84,6 +96,7 @@ class TrainingConfig(StageConfig):
         usual = self.usual_rate if self.rank else _WHOLE_RATE
         return {**vars(self), "learning_rate": self.learning_rate or usual}
 
-    def next_command(self) -> str | None:
+    def next_command(self, result: Mapping[str, Any]) -> str | None:
         """A whole model needs no merge."""
-        return super().next_command() if self.rank else f"yangtuo chat --model {shlex.quote(str(self.output))}"
+        is_whole = not self.rank and not getattr(self, "dry_run", False)
+        return f"yangtuo chat --model {shlex.quote(str(self.output))}" if is_whole else super().next_command(result)

@@ -17,6 +17,7 @@ class WebConfig(StageConfig):
     """
 
     verb: ClassVar[str] = "web"
+    following: ClassVar[str] = "yangtuo chat --model {model}"
     model: InputPath | None = None
     """The model: a directory, a GGUF file or a hub id."""
     server: str | None = None

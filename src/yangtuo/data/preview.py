@@ -25,6 +25,7 @@ _BLANK = "\u2581"
 _VISIBLE = {" ": _BLANK, "\n": "\u21b5", "\t": "\u21e5", "\u3000": "\u25a1"}
 _STYLES = {"learned": "green", "context": "default", "padding": "bright_black"}
 _MARKS = {"text": "", "bytes": " italic", "control": " bold reverse"}
+_LINES, _WIDTH = 18, 180  # of figures that are shown
 _BOUNDARY, _LEARNED, _CONTEXT = "\u2502", "\u25b8", "\u25c2"
 
 
@@ -155,28 +156,42 @@ class DryRun:
         return {**self.figures, "samples": [sample.to_dict() for sample in self.samples]}
 
     def show(self) -> list[Styled]:
-        """All of it for a reader, for `console.styled`."""
-        return [*_listed(self.figures, ""), *render(self.samples)]
+        """What fits a screen of it, for `console.styled`."""
+        lines = list(_listed(self.figures))
+        more = [f"… {len(lines) - _LINES + 1} more with --json"] if len(lines) > _LINES else []
+        shown = [*lines[: _LINES - len(more)], *more]
+        return [*((_harmless(line[:_WIDTH]) + "\n", "") for line in shown), *render(self.samples)]
 
 
-def _listed(values: Mapping[str, Any], indent: str) -> Iterator[Styled]:
+def _listed(values: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each value, and for each of a mapping's."""
     for key, value in values.items():
-        inner = (
-            value if isinstance(value, dict) else dict.fromkeys(map(str, value), "") if isinstance(value, list) else {}
-        )
-        shown = "" if inner else f"{value:,}" if isinstance(value, int) else "none" if value in ({}, []) else str(value)
-        yield _harmless(f"{indent}{key}  {shown}".rstrip()) + "\n", ""
-        yield from _listed(inner, indent + "    ")
+        if isinstance(value, Mapping) and value:
+            yield key
+            yield from (f"    {name}  {_short(inner)}" for name, inner in value.items())
+        else:
+            yield f"{key}  {_short(value)}"
 
 
-def render(samples: Sequence[Sample], num_pieces: int = 400) -> list[Styled]:
-    """The samples and a legend, for `console.styled`; of a longer stretch, the first and the last pieces."""
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_short(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_short, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def render(samples: Sequence[Sample], num_pieces: int = 160, num_stretches: int = 3) -> list[Styled]:
+    """The samples and a legend, for `console.styled`.
+
+    Of a longer stretch, the first and the last pieces; of more stretches, the first ones.
+    """
     parts = _legend()
     for sample in samples:
         parts.append(
             (f"\nBlock {sample.index + 1}: {sum(len(one.pieces) for one in sample.stretches):,} tokens\n", "bold")
         )
-        for number, stretch in enumerate(sample.stretches, 1):
+        for number, stretch in enumerate(sample.stretches[:num_stretches], 1):
             size, half = len(stretch.pieces), num_pieces // 2
             title = "padding" if stretch.is_padding else f"document {number}"
             parts.append((f"── {title}: {size:,} tokens, {stretch.num_learned:,} learned ──\n", "bright_black"))
@@ -186,9 +201,11 @@ def render(samples: Sequence[Sample], num_pieces: int = 400) -> list[Styled]:
                 parts += _flow(stretch.pieces, "context")
             else:
                 parts += _flow(stretch.pieces[:half], "context")
-                parts.append((f"\n… {size - 2 * half:,} pieces …\n", "bright_black"))
+                parts.append((f" … {size - 2 * half:,} pieces … ", "bright_black"))
                 parts += _flow(stretch.pieces[-half:], "context")
             parts.append(("\n", ""))
+        if (left := len(sample.stretches) - num_stretches) > 0:
+            parts.append((f"… {left} more in this block, with --json\n", "bright_black"))
     return parts
 
 
@@ -201,8 +218,6 @@ def _flow(pieces: Sequence[Piece], otherwise: str) -> Iterator[Styled]:
             yield _BOUNDARY, "bright_black"
         learned = piece.learned
         yield piece.text, _STYLES["learned" if learned else otherwise] + _MARKS[piece.kind]
-        if piece.text.endswith(_VISIBLE["\n"]):
-            yield "\n", ""
     if learned:
         yield _CONTEXT, _STYLES["learned"]
 

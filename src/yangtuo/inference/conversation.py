@@ -6,6 +6,7 @@ The prompt is written by `data.template`, as it was in training; what a user typ
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from yangtuo.vocab.directory import has_tokenizer
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
 FALLBACK_TEMPLATE = "alpaca"
+_TELLING = 8  # tokens before a speed is told
 
 
 class Conversation:
@@ -24,6 +26,8 @@ class Conversation:
 
     def __init__(self, engine: Engine, encoder: Encoder, template: Template, adapter: str | None = None) -> None:
         self.engine, self.encoder, self.template, self.adapter = engine, encoder, template, adapter
+        self.tokens_per_second: float | None = None
+        """How fast the last reply came, from its first token on; None where it was too short to tell."""
 
     def replies(self, conversations: Sequence[Sequence[Message]], sampling: Sampling) -> list[str]:
         """The replies to several conversations, computed at a time."""
@@ -35,14 +39,18 @@ class Conversation:
         """What follows `prompt`, as text in whole characters."""
         generation = iter(Generation(self.engine, prompt, sampling, self.adapter))
         text = Detokenizer(self.encoder, prompt)
+        arrivals: list[float] = []
         try:
             for token in generation:
+                arrivals.append(time.monotonic())
                 if part := text.push(token.id):
                     yield part
             if rest := text.finish():
                 yield rest
         finally:
             generation.close()
+            span = arrivals[-1] - arrivals[0] if arrivals else 0.0
+            self.tokens_per_second = (len(arrivals) - 1) / span if len(arrivals) > _TELLING and span else None
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids that ask for the next reply, as in training."""

@@ -36,6 +36,8 @@ class Opened:
     """Conversations by model id, over as few engines as do it; the first is the model itself."""
 
     conversations: dict[str, Conversation]
+    faster: str | None = None
+    """What would make replies come faster than on this CPU; None on a GPU."""
 
     @property
     def engines(self) -> list[Engine]:
@@ -81,7 +83,7 @@ def open_conversations(
             opened[name] = _conversation(_start(chosen, merged, {}), merged, None, template)
         else:
             opened[name] = _conversation(runner, path, named[name].path, template, name)
-    return Opened(opened)
+    return Opened(opened, _faster(chosen, base.path))
 
 
 def _reason_to_merge(engine: EngineName, model: Path, adapter: Path) -> str | None:
@@ -135,6 +137,21 @@ def _choose(engine: str, model: Path) -> EngineName:
         console.note(f"engine transformers: {error.problem}")
         return "transformers"
     return "llama.cpp"
+
+
+def _faster(engine: EngineName, model: Path) -> str | None:
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    if engine == "transformers" and find_spec("xllamacpp") is None:
+        return "llama.cpp, several times as fast: pip install 'yangtuo[serve]'"
+    if engine == "llama.cpp" and (model.is_dir() or open_gguf(model).quantization is None):
+        source = "" if model.is_dir() else f"yangtuo convert --source {model} --output MODEL, "
+        name = model if model.is_dir() else "MODEL"
+        export = f"yangtuo export --model {name} --format gguf --quantize q8_0 --output NAME"
+        return f"8 bits a weight: {source}{export}, then chat with NAME/model.gguf"
+    return "a GPU, or a smaller model"
 
 
 def _start(engine: EngineName, model: Path, adapters: dict[str, Path]) -> Engine:

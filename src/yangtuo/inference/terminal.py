@@ -13,8 +13,11 @@ from yangtuo.inference.talk import HELP, Talk
 _CONTROLS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
-def talk_in_terminal(talk: Talk) -> None:
-    """Reads what is said until /exit or the end of input; mistakes are said and end nothing."""
+def talk_in_terminal(talk: Talk, faster: str | None = None) -> None:
+    """Reads what is said until /exit or the end of input; mistakes are said and end nothing.
+
+    `faster` is what would speed replies up; it is said once, with the speed, behind the first reply that tells it.
+    """
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         console.note(HELP)
@@ -25,6 +28,7 @@ def talk_in_terminal(talk: Talk) -> None:
             said: str | None = talk.command(text.strip()) if text.startswith("/") else text
             if said is not None:
                 say(talk, said)
+                faster = None if say_speed(talk, faster) else faster
         except UserError as error:
             if not is_terminal:
                 raise
@@ -47,6 +51,15 @@ def say(talk: Talk, text: str) -> None:
         console.note(
             f"the talk is longer than the model's memory: its first {talk.num_forgotten} messages are left out"
         )
+
+
+def say_speed(talk: Talk, faster: str | None) -> bool:
+    """Says how fast the last reply came and what would be `faster`; whether there was something to say."""
+    speed = talk.conversation.tokens_per_second
+    if faster is None or speed is None:
+        return False
+    console.note(f"({speed:,.1f} tokens a second on this CPU; faster: {faster})")
+    return True
 
 
 def _lines() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from yangtuo import console
 from yangtuo.config.chat import ChatConfig
 from yangtuo.data.template import own_template
 from yangtuo.errors import ConfigError
@@ -9,7 +10,7 @@ from yangtuo.hub import locate
 from yangtuo.inference.engine import Sampling
 from yangtuo.inference.opening import open_conversations
 from yangtuo.inference.talk import Talk
-from yangtuo.inference.terminal import talk_in_terminal
+from yangtuo.inference.terminal import say_speed, talk_in_terminal
 
 
 def run(config: ChatConfig) -> str | None:
@@ -23,8 +24,11 @@ def run(config: ChatConfig) -> str | None:
     talk = Talk(next(iter(opened.conversations.values())), sampling, plain, config.system)
     try:
         if config.once is not None:
-            return "".join(talk.say(config.once)).strip()
-        talk_in_terminal(talk)
+            reply = "".join(talk.say(config.once)).strip()
+            if console.stderr.is_terminal:  # scripts are told the reply and nothing else
+                say_speed(talk, opened.faster)
+            return reply
+        talk_in_terminal(talk, opened.faster)
         return None
     finally:
         opened.close()

@@ -29,6 +29,12 @@ def run(config: ConvertConfig) -> Artifact:
     tokenizer = checkpoint.tokenizer
     dtype = None if config.dtype == "keep" else getattr(torch, config.dtype)
     console.note(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
+    lossy = {} if checkpoint.quantization is None else {"source_quantization": checkpoint.quantization}
+    if lossy:
+        console.warn(
+            f"{config.source} holds {checkpoint.quantization}: its weights were rounded when it was made, and what was "
+            "lost does not come back; to train, take the makers' own weights (float16, bfloat16) where there are any"
+        )
     with draft(config, Kind.MODEL, {"source": source}) as made:
         made.hashes.update(write_weights(made.path, checkpoint.tensors, dtype=dtype))
         tokenizer.write(made.path)
@@ -39,7 +45,7 @@ def run(config: ConvertConfig) -> Artifact:
         made.describe(
             tokenizer=encoder.fingerprint,
             vocabulary_size=encoder.vocabulary_size,
-            details={"source_layout": checkpoint.layout, **summary, **grown_rows(source)},
+            details={"source_layout": checkpoint.layout, **lossy, **summary, **grown_rows(source)},
         )
     return made.artifact
 

@@ -179,7 +179,10 @@ def _show(suite: str, summary: Results, comparisons: Results) -> None:
     """A table with a row for each figure and a column for each subject, and what was lost or won."""
     headlines = {name: {data: headline(figures) for data, figures in row.items()} for name, row in summary.items()}
     rows = [(data, key) for data, figures in next(iter(headlines.values())).items() for key in figures]
-    cells = [[f"{data}  {key}", *(row[data].get(key, "") for row in headlines.values())] for data, key in rows]
+    cells = [
+        [f"{data}  {key}{console.meaning(key)}", *(row[data].get(key, "") for row in headlines.values())]
+        for data, key in rows
+    ]
     console.stderr.print(console.table(suite, ["", *headlines], cells))
     for name, row in comparisons.items():
         for data, values in row.items():

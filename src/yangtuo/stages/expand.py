@@ -211,7 +211,8 @@ def _learn(
     }
     for name in groups:
         console.note(
-            f"held-out text of the {name}: {before[name]:.3f} bits per byte of the base, {after[name]:.3f} grown"
+            f"held-out text of the {name}, bits per byte (lower is better): {before[name]:.3f} of the base, "
+            f"{after[name]:.3f} grown"
         )
     return {
         "init": init,

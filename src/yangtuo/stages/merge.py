@@ -6,6 +6,7 @@ and finite numbers, and room on the disk. It refuses to know the arithmetic; `ya
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from yangtuo.artifacts.lineage import check_chain, merged_lineage
 from yangtuo.artifacts.manifest import Artifact, Kind, grown_rows, open_artifact
 from yangtuo.config.merge import MergeConfig
 from yangtuo.config.options import parse_size
+from yangtuo.data.readers import read_documents
 from yangtuo.data.template import Message, get_template
 from yangtuo.errors import ConfigError, FileError, LineageError, UserError, raise_all
 from yangtuo.growing.task_vectors import open_model, split_difference, task_vector
@@ -32,14 +34,14 @@ from yangtuo.weights.merging import MergedTensors, scaled
 from yangtuo.weights.proof import prove
 
 _SCRATCH = ".adapters"
+_PROVED = 2000  # characters of a file on which a merge is proved
 
 
 def run(config: MergeConfig) -> Artifact:
     """Writes the model directory `config.output`: `config.base` with every adapter folded in."""
     refuse_existing(config.output)
     shard_size = parse_size(config.shard_size)
-    if config.prove is not None and not config.prove.strip():
-        raise ConfigError("--prove needs a text", found="an empty one", expected="a sentence in the model's language")
+    proving_text = None if config.prove is None else _proving_text(config.prove)
     if not (config.adapter or config.add):
         raise ConfigError("nothing is to be merged", expected="--adapter, --add TUNED-BASE, or both")
     if config.prove is not None and (config.add or config.lora_scale != 1):
@@ -80,12 +82,14 @@ def run(config: MergeConfig) -> Artifact:
         tokenizer = _tokenizer_of_result(checkpoint, base, adapters, tensors)
         for tuned, _ in pairs:
             tokenizer = _in_the_manner_of(read_directory(tuned.path), tokenizer)
+        if checkpoint.tokenizer.templates.get("default") not in (None, tokenizer.templates.get("default")):
+            console.note("the chat template is the one that came with what is merged; it replaces the base's own")
         made.hashes.update(write_weights(made.path, tensors, shard_size=shard_size, description="merging"))
         _write_files(made.path, checkpoint, tokenizer, tensors)
         encoder = load_encoder(made.path)
         proof = {}
-        if config.prove is not None:
-            ids = _proving_ids(config.prove, base.path, encoder, checkpoint.shape.family.prompts_only)
+        if proving_text is not None:
+            ids = _proving_ids(proving_text, base.path, encoder, checkpoint.shape.family.prompts_only)
             proof = {"proof": prove(made.path, base.path, tensors, adapters, ids)}
         shutil.rmtree(made.path / _SCRATCH, ignore_errors=True)
         made.describe(
@@ -105,6 +109,21 @@ def run(config: MergeConfig) -> Artifact:
             },
         )
     return made.artifact
+
+
+def _proving_text(given: str) -> str:
+    """What `--prove` names: the beginning of a file, or the text itself; says which."""
+    is_file = os.path.isfile(os.path.expanduser(given))  # noqa: PTH111, PTH113  a text makes no path that can be asked
+    if is_file:
+        documents = read_documents(Path(given).expanduser())
+        text = next((document.text for document in documents if document.text.strip()), "")[:_PROVED]
+        console.note(f"--prove: the first {len(text):,} characters of the file {given}")
+    else:
+        text = given
+        console.note(f"--prove: the text itself, {len(text):,} characters; there is no file of that name")
+    if not text.strip():
+        raise ConfigError("--prove needs a text", found="an empty one", expected="a sentence in the model's language")
+    return text
 
 
 def _proving_ids(text: str, model: Path, encoder: Encoder, as_prompt: bool) -> list[int]:

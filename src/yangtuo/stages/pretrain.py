@@ -57,7 +57,9 @@ def run(config: PretrainConfig) -> Artifact | DryRun:
             details={**outcome.details(), **details},
         )
     for name, before in outcome.bits_per_byte_before.items():
-        console.note(f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out")
+        console.note(
+            f"{name}: {before:.3f} -> {outcome.bits_per_byte_after[name]:.3f} bits per byte, held out (lower is better)"
+        )
     return made.artifact
 
 

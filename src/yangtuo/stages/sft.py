@@ -23,7 +23,7 @@ from yangtuo.data.blocks import BlockDataset, held_out
 from yangtuo.data.conversations import HELD_OUT, Building, account_lines, build_blocks
 from yangtuo.data.preview import DryRun, take_samples
 from yangtuo.data.shapes import read_columns
-from yangtuo.data.template import Template, get_template, require_template
+from yangtuo.data.template import Template, get_template, own_template, require_template
 from yangtuo.errors import ConfigError, UserError, raise_all
 from yangtuo.files import read_json
 from yangtuo.hub import locate
@@ -55,6 +55,11 @@ def run(config: SftConfig) -> Artifact | DryRun:
     split_sources("--data", [reference for reference in config.data if split_source(reference).is_named])
     template = get_template(config.template, model.path)
     console.note(f"template: {template.name}" + ("" if config.template else ", as none was given"))
+    if own_template(model.path) not in (None, template.jinja):
+        console.warn(
+            f"{template.name} replaces the model's own template, in which it was asked so far; to keep that "
+            "one, leave --template out"
+        )
     require_template(template, encoder)
     replayed = split_source(config.replay) if config.replay else None
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None

@@ -81,7 +81,9 @@ def _report(findings: Audit) -> None:
         for name, row in ((name, amount.to_dict()) for name, amount in findings.by_script.items())
         if row["characters"]
     ]
-    console.stderr.print(console.table("Characters per token", ["lines in", "characters", "base", "new"], rows))
+    console.stderr.print(
+        console.table("Characters per token (more: shorter text)", ["lines in", "characters", "base", "new"], rows)
+    )
     if not findings.num_compared:
         console.warn("no text holds English, digits or code: whether they are cut as before was not measured")
     elif ASCII in findings.scripts:

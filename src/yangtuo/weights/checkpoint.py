@@ -54,6 +54,8 @@ class Checkpoint:
     """Reads the tokenizer; None where the source has none."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Content of generation_config.json."""
+    quantization: str | None = None
+    """The format, such as Q4_0, that most weights were rounded to when the source was made; None for floats."""
 
     @cached_property
     def shape(self) -> ModelShape:

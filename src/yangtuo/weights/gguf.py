@@ -7,6 +7,7 @@ Quantisation and file layout are the `gguf` library's. Specification: docs/gguf.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,6 +106,11 @@ class GgufTensors:
         }
         self._dtype = _FLOATS.get(formats.pop(), torch.float32) if len(formats) == 1 else torch.float32
         self.tied = HEAD.hugging_face not in self._entries
+        sizes = Counter[str]()
+        for entry in entries:
+            sizes[self._raw[entry.gguf].tensor_type.name] += int(self._raw[entry.gguf].n_elements)
+        most = sizes.most_common(1)[0][0] if sizes else "F32"
+        self.quantization = None if most in _FLOATS else most
 
     def names(self) -> list[str]:
         """Hugging Face's names, in the order of the table."""
@@ -217,7 +223,14 @@ def open_gguf(path: Path) -> Checkpoint:
     tensors = GgufTensors(path)
     config = tensors.config()
     generation: dict[str, Any] = {key: config[key] for key in ("bos_token_id", "eos_token_id") if key in config}
-    return Checkpoint("GGUF", tensors, config, lambda: tokenizer_of_metadata(tensors.metadata), generation=generation)
+    return Checkpoint(
+        "GGUF",
+        tensors,
+        config,
+        lambda: tokenizer_of_metadata(tensors.metadata),
+        generation=generation,
+        quantization=tensors.quantization,
+    )
 
 
 def write_gguf(path: Path, checkpoint: Checkpoint, quantization: str) -> None:
