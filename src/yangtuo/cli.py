@@ -245,8 +245,8 @@ def invoke(arguments: list[str]) -> int:
         verb = _verb_of(arguments)
         stage = {**config.STAGES, **config.TOOLS}.get(verb)
         known = [field.name for field in dataclasses.fields(stage)] if stage else []
-        told = other_tools.hint_of_flags(arguments, known) or str(error)
-        return _fail(ConfigError(told, run=f"yangtuo {verb} --help".replace("  ", " ")))
+        problem = other_tools.hint_of_flags(arguments, known) or str(error)
+        return _fail(ConfigError(problem, run=f"yangtuo {verb} --help".replace("  ", " ")))
     except UserError as error:
         return _fail(error)
     except KeyboardInterrupt:

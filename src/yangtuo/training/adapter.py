@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -25,7 +25,7 @@ from yangtuo.errors import LineageError, TrainingError, WeightsError
 from yangtuo.weights import loading
 
 EmbeddingRows = Literal["full", "new", "frozen"]
-Trained = PeftModel | PreTrainedModel
+Trained: TypeAlias = PeftModel | PreTrainedModel
 """What a run trains: an adapter on a model, or a model."""
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -214,7 +214,7 @@ def row_deviation(model: Trained, name: str) -> tuple[float, bool]:
     base = inner(model)
     embedding, head = _embedding_names(base)
     is_embedding = f".{embedding}." in name
-    module = base.get_input_embeddings() if is_embedding else base.get_output_embeddings()
+    module: Any = base.get_input_embeddings() if is_embedding else base.get_output_embeddings()  # type: ignore[no-untyped-call]
     return float(module.weight.detach().float().std(dim=0).mean()), not is_embedding or head is None
 
 

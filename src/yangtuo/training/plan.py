@@ -109,7 +109,7 @@ def plan_run(model: Any, settings: Settings, num_blocks: int, block_size: int) -
     num_steps = settings.num_steps(num_blocks)
     made = make_plan(
         model,
-        model.config,  # type: ignore[arg-type]
+        model.config,
         num_steps,
         num_steps * settings.batch_size * block_size,
         settings.blocks_a_pass() * block_size,
