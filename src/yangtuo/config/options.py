@@ -122,10 +122,7 @@ class StageConfig:
     """The command that usually comes next; names in braces are the verb's options, {beside} the output's directory."""
 
     def __post_init__(self) -> None:
-        """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe.
-
-        Raises `ConfigError` for a path that names no home, and where there is no output and no dry run.
-        """
+        """Expands `~` in paths, as a shell does where it sees one: it sees none behind `--output=`, nor in a recipe."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Path):
@@ -133,12 +130,6 @@ class StageConfig:
                     object.__setattr__(self, field.name, value.expanduser())
                 except RuntimeError as error:
                     raise ConfigError(f"{value} names no home directory", found=str(error)) from error
-        if getattr(self, "output", None) == NO_OUTPUT and not getattr(self, "dry_run", False):
-            raise ConfigError(
-                f"yangtuo {self.verb} needs --output",
-                expected="a free name for what is made, or --dry-run, which makes nothing",
-                run=f"yangtuo {self.verb} --help",
-            )
 
     @classmethod
     def options(cls) -> list[Option]:
@@ -176,8 +167,15 @@ class StageConfig:
         return self.following.format(**quoted, beside=shlex.quote(str(beside))) or None
 
     def output_path(self) -> Path:
-        """The artifact that this config makes."""
-        return Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
+        """The artifact that this config makes; raises `ConfigError` where none is named, and it is no dry run."""
+        output = Path(getattr(self, "output"))  # noqa: B009  a verb without output has no artifact
+        if output == NO_OUTPUT and not getattr(self, "dry_run", False):
+            raise ConfigError(
+                f"yangtuo {self.verb} needs --output",
+                expected="a free name for what is made, or --dry-run, which makes nothing",
+                run=f"yangtuo {self.verb} --help",
+            )
+        return output
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain JSON values."""

@@ -61,7 +61,8 @@ class PrepareConfig(StageConfig):
 
     def output_path(self) -> Path:
         """The dataset, or the share of it."""
-        return self.output if self.shard is None else shard_path(self.output, *parse_shard(self.shard))
+        output = super().output_path()
+        return output if self.shard is None else shard_path(output, *parse_shard(self.shard))
 
     def input_references(self) -> dict[str, tuple[str, ...]]:
         """All inputs; a share does not depend on all of the text, and its parts know what they were made of."""
