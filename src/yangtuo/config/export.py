@@ -37,6 +37,6 @@ class ExportConfig(StageConfig):
     """Number of consolidated.*.pth in Meta's layout: model-parallel ranks."""
 
     def next_command(self, result: Mapping[str, Any]) -> str | None:
-        """To talk with a GGUF file, or to see what Meta's files hold."""
+        """To talk with a GGUF file, or to see what other files hold."""
         inspect = f"yangtuo inspect {shlex.quote(str(self.output))}"
-        return super().next_command(result) if self.format == "gguf" else inspect
+        return super().next_command(result) if self.format == "gguf" and self.adapter is None else inspect

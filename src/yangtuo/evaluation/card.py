@@ -86,6 +86,8 @@ def _metadata(
 ) -> dict[str, Any]:
     is_tokenizer, is_gguf = manifest.kind == Kind.TOKENIZER, manifest.details.get("format") == "gguf"
     relation = {Kind.ADAPTER: "adapter", Kind.EXPORT: "quantized"}.get(manifest.kind, "finetune")
+    if manifest.kind == Kind.EXPORT and "adapter" in manifest.parents:
+        relation = "adapter"
     values = {
         "license": options["licence"],
         "language": [*options["language"]] or _languages(made_from),
@@ -144,7 +146,7 @@ def _linked(name: str) -> str:
 def _use(to: str, base: str | None, manifest: Manifest) -> str:
     if manifest.kind == Kind.ADAPTER:
         command = f"yangtuo chat --model {base or 'BASE'} --adapter {to}"
-    elif manifest.kind == Kind.TOKENIZER:
+    elif manifest.kind == Kind.TOKENIZER or ("adapter" in manifest.parents and manifest.kind == Kind.EXPORT):
         command = f"yangtuo inspect {to}"
     else:
         command = f"yangtuo chat --model {to}"
