@@ -71,9 +71,8 @@ def require_found(reference: str, *, is_data: bool = False) -> None:
         if find_spec("modelscope") is None:
             raise _no_modelscope(hub_id["name"])
         return
-    from httpx import HTTPError
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     kind = "dataset" if is_data else "model"
     name, revision = hub_id["name"], hub_id["revision"]
@@ -122,14 +121,14 @@ def other_layouts(names: Iterable[str]) -> list[str]:
 def _from_hugging_face(hub_id: str, revision: str | None, patterns: list[str] | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError  # type: ignore[attr-defined]
 
     try:
         if patterns:
             return Path(snapshot_download(hub_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
         ignored = _IGNORED if HF_HUB_OFFLINE else other_layouts(HfApi().list_repo_files(hub_id, revision=revision))
         return Path(snapshot_download(hub_id, revision=revision, ignore_patterns=ignored))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise _not_fetched(hub_id, error) from error
 
 

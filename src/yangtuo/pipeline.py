@@ -38,7 +38,7 @@ from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise
 from yangtuo.page import Section
 
 _COSTS = "costs.json"
-_WIDTH = 240  # characters of a step's options in the plan that is shown; --json has all
+_WIDTH = 200  # characters of a step's options in the plan that is shown; --json has all
 # A step's name is a directory's, and stays inside the recipe's output.
 StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 
@@ -124,12 +124,16 @@ def require_inputs(plan: Plan) -> None:
 
 
 def show(plan: Plan) -> None:
-    """Prints the resolved plan to stderr."""
-    rows = [(step.name, step.config.verb, _summary(step.config)[:_WIDTH]) for step in plan.steps]
-    table = console.table(f"{plan.recipe} → {plan.output}", ["step", "stage", "options"], rows)
-    for column in table.columns:
-        column.justify = "left"
-    console.stderr.print(table)
+    """Prints the plan to stderr, a line a step, with references as the recipe has them; `to_dict` has it resolved."""
+    console.note(f"{plan.recipe} → {plan.output}")
+    names = {str(step.config.output_path()): f"${{{step.name}}}" for step in plan.steps}
+    names[str(Path(__file__).parent)] = "${package}"
+    for number, step in enumerate(plan.steps, 1):
+        options = _summary(step.config)
+        for path in sorted(names, key=len, reverse=True):
+            options = options.replace(path, names[path])
+        cut = "" if len(options) <= _WIDTH else " …"
+        console.note(f"{number:>4}  {step.name} ({step.config.verb}): {options[:_WIDTH]}{cut}")
 
 
 def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:

@@ -53,3 +53,7 @@ def test_the_printed_commands_lead_from_convert_to_chat(
         assert label == "next", lines
     expected = ["convert", "tokenizer train", "tokenizer merge", "expand", "prepare", "pretrain", "merge", "chat"]
     assert verbs == expected
+    formats = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    made = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.rglob("yangtuo.json")]
+    told = {key for manifest in made for key in manifest["details"]}
+    assert sorted(key for key in told if f"`{key}`" not in formats) == [], "every key of a manifest is on a page"
