@@ -74,6 +74,11 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path, endpoint: tupl
     assert result.returncode == 2 and "some-owner/some-model is no local path" in result.stdout
 
 
+def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    result = locate("some-owner/some-model", tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="0")
+    assert result.returncode == 2 and "could not be fetched from the hub" in result.stdout, result.stderr
+
+
 def test_offline_nothing_is_asked_and_the_message_says_so(tmp_path: Path, endpoint: tuple[str, list[str]]) -> None:
     url, asked = endpoint
     result = locate("some-owner/some-model", tmp_path, HF_ENDPOINT=url, HF_HUB_OFFLINE="1")
