@@ -102,6 +102,7 @@ def test_a_dry_run_needs_no_output_and_any_other_run_does(verb: str, capsys: pyt
         "prepare": ["--source", "a/b/c", "--tokenizer", "t/t/t"],
         "pretrain": ["--model", "m/m/m", "--data", "d"],
     }
+    required["expand"] = ["--model", "m/m/m", "--tokenizer", "t/t/t"]
     required["sft"] = required["pretrain"]
     required["tokenizer train"] = ["--base", "b/b/b", "--corpus", "c/c/c", "--size", "10"]
     assert cli.invoke([*verb.split(), *required[verb]]) == 2

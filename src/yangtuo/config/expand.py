@@ -1,12 +1,11 @@
 """The options of `yangtuo expand`."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, InputPath, InputPaths, Seed, StageConfig
+from yangtuo.config.options import HOW, NO_OUTPUT, InputPath, InputPaths, OutputUnlessDry, Seed, StageConfig
 
 
 @Parameter(name="*")
@@ -25,8 +24,8 @@ class ExpandConfig(StageConfig):
     """The model to grow: a directory or a hub id."""
     tokenizer: InputPath
     """The tokenizer whose new pieces need rows; its old ids must be the model's."""
-    output: Path
-    """The model directory to write."""
+    output: OutputUnlessDry = NO_OUTPUT
+    """The model directory to write; a dry run needs none."""
     init: Literal["distil", "cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
     """How new rows start. distil: placed by cooccurrence, then learned from the base itself, which reads --text in its
     own pieces; a tied head is untied. cooccurrence: by the neighbours that their tokens have in --text. subtoken-mean:
