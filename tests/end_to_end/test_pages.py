@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from tests.pages import PAGES, Command, commands
 
+import yangtuo
 from yangtuo import cli
 
 README, *TUTORIALS = PAGES
@@ -147,9 +148,7 @@ def _free_port() -> int:
 
 
 def _write_texts(place: Path) -> None:
-    from yangtuo.quickstart import road
-
-    source = road.RECIPE.parent / "texts"
+    source = Path(yangtuo.__file__).parent / "quickstart" / "texts"
     for language, count in (("zh", 9), ("en", 9)):
         files = sorted((source / language).iterdir())
         (place / "texts" / language).mkdir(parents=True)
