@@ -29,12 +29,17 @@ from yangtuo import cli
 
 README, *TUTORIALS = PAGES
 # Libraries of lm_eval's and gradio's own, while they are imported.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning", "ignore::FutureWarning"),
+    pytest.mark.timeout(1200),  # some twenty commands a page, on a machine that may be busy
+]
 
 SUBSTITUTIONS = {
     "--size 8000": "--size 120",  # the texts are small
     "--size 4000": "--size 120",
     "--training-tokens 5000000": "--training-tokens 50000",
+    "--once": "--max-new-tokens 16 --once",  # a random model never ends
+    "predict --model": "predict --max-new-tokens 16 --model",
     ":8000": ":{port}",  # a free one
     "--port 8000": "--port {port}",
 }
