@@ -99,7 +99,7 @@ def main() -> None:
     if arguments.small or not (arguments.base and arguments.tuned and arguments.grown):
         print("task_vectors.py takes --base, --tuned and --grown")
         return
-    base, tuned, grown = arguments.base, arguments.tuned, arguments.grown
+    base, tuned, grown = (path.resolve() for path in (arguments.base, arguments.tuned, arguments.grown))
     torch.set_num_threads(1)
     print("| by | rows | layers | old rows | new rows | seconds | MiB |\n| --- |" + " ---: |" * 6)
     with tempfile.TemporaryDirectory() as name:
