@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from yangtuo.artifacts.manifest import read_manifest
 from yangtuo.config.export import ExportConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.stages import export, prepare
+from yangtuo.training.checkpoints import latest_complete
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TEXTS = Path(yangtuo.__file__).parent / "quickstart" / "texts"
@@ -159,3 +162,28 @@ def test_what_is_not_training_is_done_by_one_process(pico_model: Path, tmp_path:
     done = torchrun("convert", "--source", pico_model, "--output", tmp_path / "made", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kind"] == "model"
+
+
+def test_ctrl_c_is_passed_on_and_all_processes_end_with_one_checkpoint(pico_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The cat sat on the mat. " * 40, encoding="utf-8")
+    source, data = (str(tmp_path / "text.txt"),), tmp_path / "data"
+    prepare.run(PrepareConfig(source=source, tokenizer=str(pico_model), block_size=32, held_out=0.0, output=data))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "yangtuo", "pretrain"]
+    options = ["--max-steps=5000", "--batch-size=4", "--save-every=5000", "--rank=4", "--dtype=float32"]
+    options += [f"--model={pico_model}", f"--data={data}", f"--output={tmp_path / 'adapter'}"]
+    run = subprocess.Popen(
+        [sys.executable, *launcher, *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    work = tmp_path / ".adapter.partial"
+    while not (work / "metrics.jsonl").is_file() or not (work / "metrics.jsonl").read_text("utf-8").count("\n") > 3:
+        assert run.poll() is None, run.communicate()[1]
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    said = run.communicate(timeout=120)[1]
+    step = re.search(r"told to end at step (\d+); a checkpoint is written", said)
+    assert step is not None, said
+    assert said.count("told to end") == 1, "the main process alone speaks"
+    assert latest_complete(work / "checkpoints") == work / "checkpoints" / f"checkpoint-{step[1]}"

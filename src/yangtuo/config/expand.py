@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from cyclopts import Parameter
 
-from yangtuo.config.options import HOW, NO_OUTPUT, InputPath, InputPaths, OutputUnlessDry, Seed, StageConfig
+from yangtuo.config.options import COMMAND, HOW, NO_OUTPUT, InputPath, InputPaths, OutputUnlessDry, Seed, StageConfig
 
 
 @Parameter(name="*")
@@ -40,5 +40,5 @@ class ExpandConfig(StageConfig):
     16,000 tokens, a layer in memory at a time."""
     seed: Seed = 0
     """Seed of random rows, of the factors of cooccurrence and of the fit."""
-    dry_run: Annotated[bool, HOW] = False
+    dry_run: Annotated[bool, HOW, COMMAND] = False
     """Only say what growing would save in --text, what it would cost, and how often new rows are met there."""
