@@ -93,8 +93,8 @@ def _dry_run(old: Encoder, new: Encoder, num_kept: int, paths: Sequence[Path]) -
             num_characters += len(text)
             num_old, num_new = num_old + len(old.encode_arrays([text])[0]), num_new + len(ids)
     rows = counts[num_kept:]
-    figures = [num_characters / max(amount, 1) for amount in (num_old, num_new)]
-    advice = advise(*figures, len(rows))
+    before, after = (num_characters / max(amount, 1) for amount in (num_old, num_new))
+    advice = advise(before, after, len(rows))
     seldom = int((rows < _SELDOM).sum())
     console.note(advice.text)
     console.note(
@@ -103,8 +103,8 @@ def _dry_run(old: Encoder, new: Encoder, num_kept: int, paths: Sequence[Path]) -
     return {
         "new_rows": len(rows),
         "seldom_rows": seldom,
-        "base_chars_per_token": round(figures[0], 4),
-        "chars_per_token": round(figures[1], 4),
+        "base_chars_per_token": round(before, 4),
+        "chars_per_token": round(after, 4),
         "pays": advice.pays,
         "advice": advice.text,
     }
