@@ -227,7 +227,7 @@ class Front:
             return _failure(500, str(error))
 
     def _check_key(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if self.api_keys and not any(secrets.compare_digest(given, key.encode()) for key in self.api_keys):
             raise RequestError(401, "a key is wanted: Authorization: Bearer KEY", code="invalid_api_key")
 
