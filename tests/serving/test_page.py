@@ -121,11 +121,9 @@ def answered(browser: Any, count: int) -> list[str]:
 
 
 def settle(browser: Any, name: str, value: str) -> None:
-    """Sets a slider's number; the settings are opened where they are closed."""
+    """Opens the settings of the tab that is shown, and sets a slider's number."""
+    browser.execute_script("[...document.querySelectorAll('button.label-wrap')].find(b => b.offsetParent).click()")
     box = browser.find_element("css selector", f"#{name} input[type=number]")
-    if not box.is_displayed():
-        next(b for b in browser.find_elements("css selector", "button.label-wrap") if b.is_displayed()).click()
-        time.sleep(0.5)
     box.clear()
     box.send_keys(value + "\t")
 
