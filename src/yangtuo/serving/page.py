@@ -117,6 +117,7 @@ class Page:
         model = self._model()
         # The secret only makes it the browser's own across starts: what lies there is read by that browser alone.
         kept: Any = gr.BrowserState([], storage_key="yangtuo-talk", secret="yangtuo")
+        said: Any = gr.State([])
         talk = gr.Chatbot(label=words("chat"), elem_id="talk", editable="user", buttons=["copy"], height=480)
         box = gr.Textbox("", placeholder=words("say"), show_label=False, elem_id="say", lines=1, max_lines=8)
         with gr.Row():
@@ -127,16 +128,18 @@ class Page:
         system = gr.Textbox("", label=words("system"), lines=2, elem_id="system", render=False)
         settings = [model, *self._settings(system)]
 
-        asked = [trigger(_ask, [box, kept], [box, talk, kept], queue=False) for trigger in (send.click, box.submit)]
-        asked.append(talk.retry(_retry, kept, [talk, kept], queue=False))
-        asked.append(talk.edit(_edited, kept, [talk, kept], queue=False))
-        running = [event.then(self._reply, [kept, *settings], [talk, kept]) for event in asked]
-        stop.click(None, cancels=running)
-        talk.undo(_undo, kept, [talk, kept, box], queue=False)
-        for event in (fresh.click, talk.clear):
-            event(lambda: ([], []), None, [talk, kept], cancels=running)
+        asked = [trigger(_ask, [box, said], [box, talk, said], queue=False) for trigger in (send.click, box.submit)]
+        asked.append(talk.retry(_retry, said, [talk, said], queue=False))
+        asked.append(talk.edit(_edited, said, [talk, said], queue=False))
+        running = [event.then(self._reply, [said, *settings], [talk, said]) for event in asked]
+        for event in running:
+            event.then(lambda turns: turns, said, kept)
+        stop.click(lambda turns: turns, said, kept, cancels=running)
+        talk.undo(_undo, said, [talk, said, box], queue=False).then(lambda turns: turns, said, kept)
+        for clear in (fresh.click, talk.clear):
+            clear(lambda: ([], [], []), None, [talk, said, kept], cancels=running)
         export.click(None, [kept, system], None, js=_DOWNLOAD)
-        page.load(_shown, kept, talk)
+        page.load(lambda turns: (_shown(turns), turns or []), kept, [talk, said])
 
     def _completion(self) -> None:
         words = self.words
