@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from yangtuo.data import parts
 from yangtuo.data.clean import Filters
 from yangtuo.data.part_writer import DOCUMENT
 from yangtuo.data.parts import Treatment, make_parts, part_fingerprint, plan_parts
-from yangtuo.errors import FileError
+from yangtuo.errors import FileError, OutputError
 from yangtuo.vocab.encoding import load_encoder
 
 
@@ -83,6 +84,25 @@ def test_a_mistake_in_another_process_is_told_with_its_line(
             plan_parts([corpus], 500), tmp_path / "parts", treatment, load_encoder(pico_tokenizer), lambda _: None
         )
     assert caught.value.expected
+
+
+def test_a_process_that_was_killed_is_told_and_what_is_finished_stays(
+    corpus: Path, tmp_path: Path, treatment: Treatment, pico_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that runs out of memory kills without a word; days of other parts' work are not lost with one."""
+    monkeypatch.setattr(parts, "_ALONE", 0)
+    planned = plan_parts([corpus], 500)
+    encoder = load_encoder(pico_tokenizer)
+
+    def kill(_: int) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    with pytest.raises(OutputError, match="ended from outside"):
+        make_parts(planned, tmp_path / "parts", treatment, encoder, kill)
+    finished = [path.name for path in (tmp_path / "parts").iterdir() if not path.name.startswith(".")]
+    assert "000000" in finished
+    assert len(make_parts(planned, tmp_path / "parts", treatment, encoder, lambda _: None)) == len(planned)
 
 
 def test_half_written_parts_are_made_anew(

@@ -24,6 +24,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import wait
@@ -47,7 +48,7 @@ from yangtuo.data.records import (
     read_records,
     suffix,
 )
-from yangtuo.errors import LineageError
+from yangtuo.errors import LineageError, OutputError
 from yangtuo.files import read_json
 from yangtuo.vocab.encoding import Encoder, load_encoder
 
@@ -255,6 +256,13 @@ def make_parts(
             for part, task in zip(parts, tasks, strict=True):
                 made.append(task.result())
                 advance(part.num_bytes)
+        except BrokenProcessPool as error:
+            raise OutputError(
+                "a process that prepared a part of the text was ended from outside",
+                found="killed, as systems do where memory runs out",
+                expected=f"memory for {num_workers} processes, one a core",
+                run="the same command, which goes on with the parts that are finished (taskset -c 0 for one process)",
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - before:
