@@ -1,16 +1,14 @@
 """The two walks that people come for, by the command line alone, on small models.
 
-Meta's weights, two adapters in the order of their training, a chat, the web page; and a test set through vLLM.
+Meta's weights, two adapters in the order of their training, a chat; and a test set through vLLM.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from yangtuo.data.template import Message, get_template
 from yangtuo.inference.vllm_engine import find_python
+from yangtuo.training.adapter import quiet_peft
 from yangtuo.vocab.encoding import load_encoder
 from yangtuo.vocab.learn import sentencepiece_pieces
 
@@ -77,44 +76,22 @@ def test_from_metas_weights_and_two_adapters_to_a_chat(road: dict[str, Path]) ->
     from peft import PeftModel
 
     model = AutoModelForCausalLM.from_pretrained(road["root"] / "llama-lora-base")
-    model = PeftModel.from_pretrained(model, road["first"]).merge_and_unload()
-    model.resize_token_embeddings(encoder.vocabulary_size, mean_resizing=False)
-    model = PeftModel.from_pretrained(model, road["second"]).merge_and_unload()
+    with quiet_peft():
+        model = PeftModel.from_pretrained(model, road["first"]).merge_and_unload()
+        model.resize_token_embeddings(encoder.vocabulary_size, mean_resizing=False)
+        model = PeftModel.from_pretrained(model, road["second"]).merge_and_unload()
     ids = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
     assert said.strip("\n") == encoder.decode([token for token in ids if token != encoder.eos_id]).strip()
     talked = yangtuo("chat", *given(road), "--with-prompt", "--max-new-tokens", "4", stdin="你好\n小河\n/exit\n")
     assert len(talked.splitlines()) >= 2
 
 
-def test_and_to_the_page_on_port_8080(road: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("gradio", reason="needs the extra `web`")
-    pytest.importorskip("selenium", reason="needs selenium")
-    from tests.serving.test_page import CHROMIUM, DRIVER, answered, browsing, shown
-
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromedriver")
-    with socket.socket() as probe:
-        port = 0 if probe.connect_ex(("127.0.0.1", 8080)) == 0 else 8080
-    with (
-        shown(*given(road), "--template", "alpaca", "--listen", "--password", "pass", port=port) as page,
-        browsing(tmp_path) as browser,
-    ):
-        browser.get(page)
-        fields = browser.find_elements("css selector", "input, textarea")
-        fields[0].send_keys("me")
-        fields[1].send_keys("pass\n")
-        browser.find_element("css selector", "#say textarea").send_keys("小镇\n")
-        assert answered(browser, 2)[0] == "小镇"
-
-
 @pytest.mark.vllm
 @pytest.mark.skipif(find_python() is None, reason="needs vLLM: set YANGTUO_VLLM_PYTHON")
-def test_a_test_set_is_predicted_through_vllm(
-    pico_tokenizer: Path, tmp_path: Path, write_adapter: Callable[..., Path]
-) -> None:
+def test_a_test_set_is_predicted_through_vllm(pico_tokenizer: Path, tmp_path: Path) -> None:
     """PromptCBLUE's rows, with an adapter, to the file that its competition takes; as transformers answers them."""
     model = write_model(pico_tokenizer, tmp_path / "model")
-    adapter = write_adapter(tmp_path / "adapter", model, 3, r=8)
+    adapter = _write_adapter(tmp_path / "adapter", model, 3, r=8)
     rows = [{"input": f"小镇 {n} </s>", "target": "", "sample_id": f"s{n}", "task_type": "ner"} for n in range(12)]
     source = tmp_path / "test.json"
     source.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
