@@ -1,11 +1,12 @@
 """The two walks that people come for, by the command line alone, on small models.
 
-Meta's weights, two adapters in the order of their training, a chat; and a test set through vLLM.
+Meta's weights, two adapters in the order of their training, a chat, the web page; and a test set through vLLM.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import zipfile
@@ -84,6 +85,27 @@ def test_from_metas_weights_and_two_adapters_to_a_chat(road: dict[str, Path]) ->
     assert said.strip("\n") == encoder.decode([token for token in ids if token != encoder.eos_id]).strip()
     talked = yangtuo("chat", *given(road), "--with-prompt", "--max-new-tokens", "4", stdin="你好\n小河\n/exit\n")
     assert len(talked.splitlines()) >= 2
+
+
+def test_and_to_the_page_on_port_8080(road: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs the extra `web`")
+    pytest.importorskip("selenium", reason="needs selenium")
+    from tests.serving.test_page import CHROMIUM, DRIVER, answered, browsing, shown
+
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromedriver")
+    with socket.socket() as probe:
+        port = 0 if probe.connect_ex(("127.0.0.1", 8080)) == 0 else 8080
+    with (
+        shown(*given(road), "--template", "alpaca", "--listen", "--password", "pass", port=port) as page,
+        browsing(tmp_path) as browser,
+    ):
+        browser.get(page)
+        fields = browser.find_elements("css selector", "input, textarea")
+        fields[0].send_keys("me")
+        fields[1].send_keys("pass\n")
+        browser.find_element("css selector", "#say textarea").send_keys("小镇\n")
+        assert answered(browser, 2)[0] == "小镇"
 
 
 @pytest.mark.vllm
