@@ -166,7 +166,7 @@ def run(
     file = catalog.find(recipe)
     plan = pipeline.load(file, set)
     pipeline.show(plan)
-    if launcher.rank() == 0 and not dry_run:
+    if launcher.rank() == 0:
         pipeline.require_inputs(plan)
     with _only_result_on_stdout(json):
         results = {} if dry_run else pipeline.execute(plan, stage_function)

@@ -115,7 +115,7 @@ def test_a_server_that_is_not_there_is_said(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openai")
-    monkeypatch.setattr("yangtuo.stages.predict._RETRIES", 0)
+    monkeypatch.setattr("yangtuo.inference.asking._RETRIES", 0)
     (tmp_path / "in.txt").write_text("hello\n", encoding="utf-8")
     command = ["predict", "--server", "http://127.0.0.1:9", "--model", "x", "--input", str(tmp_path / "in.txt")]
     assert cli.invoke([*command, "--output", str(tmp_path / "out.jsonl")]) == 2

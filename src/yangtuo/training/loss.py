@@ -166,7 +166,7 @@ def nats_by_row(model: PreTrainedModel, labels: Tensor, sliced: bool, **inputs: 
         return nats.new_zeros(len(labels)).index_add(0, learned // (labels.shape[1] - 1), nats)
     sums = torch.zeros(len(labels), device=labels.device)
     for index, targets in enumerate(labels[:, 1:]):
-        one = {name: value[index, None] for name, value in inputs.items()}
+        one = {name: None if value is None else value[index, None] for name, value in inputs.items()}
         logits = model.forward(**one, use_cache=False).logits[0, :-1]
         for part in _slices(len(logits), logits.shape[1], _SLICE_ELEMENTS):
             sums[index] += cross_entropy(logits[part].float(), targets[part], ignore_index=IGNORED, reduction="sum")
