@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from yangtuo.config.tokenizer_audit import TokenizerAuditConfig
 from yangtuo.config.tokenizer_merge import TokenizerMergeConfig
-from yangtuo.errors import VocabularyError
+from yangtuo.errors import FileError, VocabularyError
 from yangtuo.stages import tokenizer_audit, tokenizer_merge
 from yangtuo.vocab.learn import sentencepiece_pieces
 
@@ -117,3 +118,18 @@ def test_planned_training_enters_the_advice(pico_tokenizer: Path, tmp_path: Path
         config = TokenizerAuditConfig(tokenizer=tokenizer, base=str(pico_tokenizer), text=texts, training_tokens=tokens)
         values = tokenizer_audit.run(config)
         assert isinstance(values, dict) and ("unlikely to pay with this training" in values["advice"]) is not pays
+
+
+def test_a_tokenizer_json_that_the_library_refuses_is_told(pico_tokenizer: Path, tmp_path: Path) -> None:
+    """The library raises bare exceptions; SentencePiece reads the directory all the same, so that it comes this far."""
+    shutil.copytree(pico_tokenizer, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["decoder"] = {"type": "Strip", "content": None, "start": 0, "stop": 0}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "a.txt").write_text("The cat.", encoding="utf-8")
+    config = TokenizerAuditConfig(
+        tokenizer=str(tmp_path / "tokenizer"), base=str(pico_tokenizer), text=(str(tmp_path / "a.txt"),)
+    )
+    with pytest.raises(FileError, match="library can read"):
+        tokenizer_audit.run(config)

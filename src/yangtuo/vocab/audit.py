@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from yangtuo.errors import VocabularyError
 from yangtuo.vocab.directory import CONFIG_FILE, FAST_FILE, MODEL_FILE, read_directory
 from yangtuo.vocab.encoding import Encoder, load_encoder
-from yangtuo.vocab.engines import FastEngine
+from yangtuo.vocab.engines import FastEngine, library_refusals
 from yangtuo.vocab.scripts import BLANK, DEFAULT_SCRIPTS, Scripts, compile_scripts, letter_counts, writes_spaces
 from yangtuo.vocab.sentencepiece_model import is_bpe
 
@@ -311,7 +311,8 @@ def _as_transformers(path: Path) -> FastEngine:
             shutil.copyfile(path, directory / (FAST_FILE if is_json else MODEL_FILE))
             kind = "PreTrainedTokenizerFast" if is_json else "LlamaTokenizer"
             (directory / CONFIG_FILE).write_text(json.dumps({"tokenizer_class": kind}), encoding="utf-8")
-        loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        with library_refusals(str(path)):
+            loaded = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         content = json.loads(loaded.backend_tokenizer.to_str())
     proto = read_directory(path).proto
     if content["model"]["type"] != "BPE" or (proto is not None and not is_bpe(proto)):

@@ -10,7 +10,8 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
-from yangtuo.errors import FileError
+from yangtuo.errors import FileError, UserError
 from yangtuo.vocab.sentencepiece_model import BLANK, CONTROL, UNKNOWN, USER_DEFINED, load_processor
 
 _UNREACHABLE = "\U000f1ace"  # begins the name of a control token where a text must not reach it; private, unassigned
@@ -208,17 +209,24 @@ def _without_reachable_controls(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "model": model, "added_tokens": added}
 
 
-def _tokenizer(content: Mapping[str, Any]) -> Any:
+@contextmanager
+def library_refusals(name: str) -> Iterator[None]:
+    """Whatever Hugging Face's libraries say against the tokenizer called `name` becomes a `FileError`."""
     try:
-        tokenizer = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
-    except BaseException as error:  # the library has none of its own, and its panics are no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+        yield
+    except BaseException as error:  # tokenizers has no errors of its own, and its panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | UserError):
             raise
         raise FileError(
-            "the tokenizer.json is none that Hugging Face's library can read",
+            f"{name} is none that Hugging Face's library can read",
             found=(str(error).splitlines() or [type(error).__name__])[0][:300],
-            expected="a file as tokenizers wrote it",
+            expected="files as tokenizers wrote them",
         ) from error
+
+
+def _tokenizer(content: Mapping[str, Any]) -> Any:
+    with library_refusals("the tokenizer.json"):
+        tokenizer = Tokenizer.from_str(json.dumps({**content, "truncation": None, "padding": None}))
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -23,6 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from yangtuo import models
 from yangtuo.errors import FileError, UserError, WeightsError
+from yangtuo.vocab.engines import library_refusals
 from yangtuo.weights import adapter as adapters
 from yangtuo.weights.checkpoint import CONFIG_FILE, read_config
 from yangtuo.weights.reader import BUFFERS, open_tensors
@@ -96,7 +97,7 @@ def load_adapter_config(directory: Path) -> Any:
 def load_tokenizer(directory: Path) -> Any:
     """transformers' tokenizer of a directory."""
     models.register()
-    with _refused(directory):
+    with library_refusals(str(directory)):
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
 
 
