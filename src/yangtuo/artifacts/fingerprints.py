@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from yangtuo import files
+
 _SAMPLED_ABOVE = 64 << 20  # foreign weight files larger than this are fingerprinted by samples, in bytes
 _CHUNK = 1 << 20
 
@@ -52,7 +54,7 @@ def deciding_files(names: Iterable[str]) -> list[str]:
 def hash_file(path: Path, *, sample: bool = False) -> str:
     """SHA-256 of a file; `sample` takes size and 256 spread chunks of a weight file above 64 MiB instead of all."""
     digest = hashlib.sha256()
-    size = path.stat().st_size
+    size = files.check_input(path)  # a device has no end
     with path.open("rb") as file:
         if sample and size > _SAMPLED_ABOVE and path.suffix in {".safetensors", ".bin", ".pth", ".pt", ".gguf"}:
             digest.update(str(size).encode())
