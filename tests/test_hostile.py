@@ -32,6 +32,8 @@ from yangtuo.weights.gguf_header import check_header
 from yangtuo.weights.layouts import open_checkpoint, summarize
 from yangtuo.weights.reader import open_tensors
 
+from .fuzz_verbs import places
+
 FUZZ = settings(
     max_examples=int(os.environ.get("YANGTUO_FUZZ", "20")),
     deadline=None,
@@ -47,16 +49,6 @@ ODD = st.one_of(
     st.just({}),
     st.just([[[[]]]]),
 )
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a JSON value; long lists by their first entries."""
-    found = [path] if path else []
-    if isinstance(value, dict):
-        found += [deep for key in list(value)[:40] for deep in places(value[key], (*path, key))]
-    elif isinstance(value, list):
-        found += [deep for index in range(min(len(value), 5)) for deep in places(value[index], (*path, index))]
-    return found
 
 
 def mutated(draw: st.DataObject, value: Any) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import yangtuo
 from yangtuo.config.convert import ConvertConfig
+from yangtuo.errors import VocabularyError
 from yangtuo.evaluation import bits_per_byte
 from yangtuo.evaluation.bits_per_byte import score_text
 from yangtuo.inference.transformers_engine import load_model
@@ -33,6 +36,13 @@ def test_it_equals_the_sum_of_log_likelihoods_taken_one_by_one(pico_model: Path)
     assert score.bits_per_byte == pytest.approx(bits / num_bytes, rel=1e-5)
     assert (score.num_bytes, score.num_characters) == (num_bytes, sum(map(len, TEXTS)))
     assert score.num_tokens == sum(len(encoder.encode(text)) for text in TEXTS)
+
+
+def test_a_tokenizer_that_marks_no_beginning_is_refused(pico_model: Path) -> None:
+    """Its first token would be predicted from nothing: the user's to know, and no fault of the program."""
+    nothing: Any = SimpleNamespace(bos_id=None, eos_id=None)
+    with pytest.raises(VocabularyError, match="where a text begins"):
+        score_text(load_model(pico_model), nothing, TEXTS)
 
 
 def test_long_documents_are_read_in_windows_and_every_token_once(

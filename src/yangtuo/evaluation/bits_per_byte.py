@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from yangtuo import console
+from yangtuo.errors import VocabularyError
 from yangtuo.evaluation.intervals import ratio_of_sums
 from yangtuo.training import held_out, loss
 from yangtuo.vocab.encoding import Encoder
@@ -73,7 +74,10 @@ def score_text(model: PreTrainedModel, encoder: Encoder, documents: Sequence[str
     """
     size = min(MAX_WINDOW, getattr(model.config, "max_position_embeddings", None) or MAX_WINDOW)
     start = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id
-    assert start is not None, "a tokenizer without BOS and EOS"
+    if start is None:
+        raise VocabularyError(
+            "the tokenizer cannot mark where a text begins", found="neither BOS nor EOS", expected="one of the two"
+        )
     encoded = [torch.tensor([start, *ids]) for ids in encoder.encode_batch(documents)]
     windows = held_out.slide([len(ids) for ids in encoded], size)
     nats = [0.0] * len(encoded)

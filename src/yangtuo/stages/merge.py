@@ -42,23 +42,12 @@ def run(config: MergeConfig) -> Artifact:
     refuse_existing(config.output)
     shard_size = parse_size(config.shard_size)
     proving_text = None if config.prove is None else _proving_text(config.prove)
-    if not (config.adapter or config.add):
-        raise ConfigError("nothing is to be merged", expected="--adapter, --add TUNED-BASE, or both")
-    if config.prove is not None and (config.add or config.lora_scale != 1):
-        found = "--add" if config.add else "--lora-scale"
-        raise ConfigError("--prove compares with whole adapters alone", found=found, expected="one of the two")
+    _check(config)
     base = open_artifact(config.base, Kind.MODEL)
     pairs = [[open_artifact(path, Kind.MODEL) for path in split_difference(text)] for text in config.add]
     sources = [open_artifact(reference, Kind.ADAPTER) for reference in config.adapter]
     raise_all(check_chain(base, sources))
-    checkpoint = open_checkpoint(base.path)
-    if checkpoint.layout != "Hugging Face" or checkpoint.read_tokenizer is None:
-        raise FileError(
-            f"{base.path} is not a whole model directory",
-            found=f"{checkpoint.layout} layout, {'a' if checkpoint.read_tokenizer else 'no'} tokenizer",
-            expected="config.json, safetensors and a tokenizer",
-            run=f"yangtuo convert --source {config.base} --output NAME",
-        )
+    checkpoint = _open_whole(base, config.base)
     roles = {f"adapter-{number}" if number > 1 else "adapter": source for number, source in enumerate(sources, 1)}
     roles |= {
         f"{role} {number}": model
@@ -109,6 +98,26 @@ def run(config: MergeConfig) -> Artifact:
             },
         )
     return made.artifact
+
+
+def _check(config: MergeConfig) -> None:
+    if not (config.adapter or config.add):
+        raise ConfigError("nothing is to be merged", expected="--adapter, --add TUNED-BASE, or both")
+    if config.prove is not None and (config.add or config.lora_scale != 1):
+        found = "--add" if config.add else "--lora-scale"
+        raise ConfigError("--prove compares with whole adapters alone", found=found, expected="one of the two")
+
+
+def _open_whole(base: Artifact, reference: str) -> Checkpoint:
+    checkpoint = open_checkpoint(base.path)
+    if checkpoint.layout != "Hugging Face" or checkpoint.read_tokenizer is None:
+        raise FileError(
+            f"{base.path} is not a whole model directory",
+            found=f"{checkpoint.layout} layout, {'a' if checkpoint.read_tokenizer else 'no'} tokenizer",
+            expected="config.json, safetensors and a tokenizer",
+            run=f"yangtuo convert --source {reference} --output NAME",
+        )
+    return checkpoint
 
 
 def _proving_text(given: str) -> str:
