@@ -121,6 +121,22 @@ COMMANDS = (
     ),
     Command("serve", ("model",), ("serve", "--model", "model", "--port", "PORT")),
     Command("run", ("recipe.yaml", "model", "texts"), ("run", "recipe.yaml")),
+    Command("run", ("recipe-out", "recipe.yaml", "model", "texts"), ("run", "recipe.yaml")),
+    Command("inspect", ("data",), ("inspect", "data", "--verify")),
+    Command("export", ("model",), ("export", "--model", "model", "--format", "meta", "--output", "out")),
+    Command(
+        "publish",
+        ("adapter", "grown", "data"),
+        ("publish", "--artifact", "adapter", "--to", "me/x", "--licence", "mit", "--card", "out", "--dry-run"),
+    ),
+    Command(
+        "publish",
+        ("grown", "tokenizer", "scores"),
+        (
+            *("publish", "--artifact", "grown", "--to", "me/x", "--licence", "mit", "--card", "out", "--dry-run"),
+            *("--scores", "scores"),
+        ),
+    ),
 )
 
 
@@ -155,6 +171,8 @@ def build(world: Path) -> None:
         "steps": {
             "convert": {"source": "model"},
             "prepare": {"source": ["a=texts"], "tokenizer": "${convert}", "block_size": 32},
+            "pretrain": {"model": "${convert}", "data": "${prepare}", "max_steps": 1},
+            "evaluate": {"model": ["${convert}"], "suite": "bits-per-byte", "data": ["en=held.txt"]},
         },
     }
     (world / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
@@ -167,6 +185,11 @@ def build(world: Path) -> None:
         ("expand", "--model", "model", "--tokenizer", "tokenizer", "--text", "texts", "--output", "grown"),
         ("prepare", "--source", "zh=texts", "--tokenizer", "grown", "--block-size", "32", "--output", "data"),
         ("pretrain", "--model", "grown", "--data", "data", "--max-steps", "1", "--output", "adapter"),
+        (
+            *("evaluate", "--model", "model", "--model", "grown", "--suite", "forgetting"),
+            *("--data", "en=held.txt", "--output", "scores"),
+        ),
+        ("run", "recipe.yaml"),
     ):
         if run(list(arguments), here).status != 0:
             raise SystemExit(f"the good input of {arguments} cannot be made")
@@ -247,8 +270,7 @@ def replace(chance: random.Random, path: Path) -> Fault:
         case "sparse":
             with path.open("wb") as file:
                 file.write(content)
-                # Of a text every byte is hashed, however many there are: a hole is refused after, not before.
-                file.truncate((1 if path.suffix == ".txt" else 64) << 30)
+                file.truncate(64 << 30)
         case "utf-16":
             path.write_bytes(content.decode("latin-1").encode("utf-16"))
     is_weights = path.suffix in (".safetensors", ".bin", ".gguf", ".pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from yangtuo.artifacts.draft import draft
 from yangtuo.artifacts.fingerprints import hash_file
-from yangtuo.artifacts.manifest import Artifact, Kind, open_artifact, step_fingerprint
+from yangtuo.artifacts.manifest import MANIFEST, Artifact, Kind, open_artifact, step_fingerprint
 from yangtuo.config.convert import ConvertConfig
 from yangtuo.config.prepare import PrepareConfig
 from yangtuo.errors import DataError, FileError, LineageError, OutputError
@@ -131,6 +132,26 @@ def test_a_damaged_manifest_is_named(config: ConvertConfig) -> None:
     (config.output / "yangtuo.json").write_text("{}")
     with pytest.raises(FileError, match=r"yangtuo\.json is not a manifest"):
         open_artifact(config.output)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("script", 1.5),
+        ("script", [None]),
+        ("sources", {"zh": {"documents": "many"}}),
+        ("results", {"model": 3}),
+        ("forgetting", {"m": {"en": {}}}),
+        ("added", -1),
+    ],
+)
+def test_details_of_another_type_are_named(config: ConvertConfig, key: str, value: object) -> None:
+    make(config)
+    manifest = config.output / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"details": {key: value}}))
+    with pytest.raises(FileError, match="not a manifest") as caught:
+        open_artifact(config.output)
+    assert key in str(caught.value)
 
 
 def test_the_step_follows_content_options_and_weights_but_not_places(tmp_path: Path) -> None:

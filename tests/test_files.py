@@ -11,6 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from yangtuo import files
+from yangtuo.artifacts.fingerprints import hash_file
 from yangtuo.errors import FileError, UserError
 
 
@@ -113,6 +114,17 @@ def test_only_a_regular_file_is_an_input(tmp_path: Path) -> None:
     for path in (pipe, tmp_path, tmp_path / "none", Path("/dev/null"), Path("a\0b"), tmp_path / ("n" * 300)):
         with pytest.raises(FileError):
             files.open_input(path)
+
+
+def test_a_file_that_was_never_written_to_its_end_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("[]")
+    os.truncate(path, 64 << 30)
+    with pytest.raises(FileError, match=r"rows\.json is not whole") as caught:
+        hash_file(path)
+    assert "bytes that were never written" in str(caught.value.found)
+    os.truncate(path, 64 << 20)
+    files.refuse_hole(path)
 
 
 def test_a_name_that_is_no_text_is_refused_where_it_stands(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_all_mistakes_of_a_recipe_are_told_at_once(recipe: Path) -> None:
         ("convert: {", "konvert: {", "did you mean 'convert'"),
         ("${convert}", "${konvert}", "did you mean 'convert'"),
         ("steps:", "stepps:", "not a recipe"),
+        ("steps:", "steps: {}\nrest:", "not a recipe"),
         ("block_size: 64", "block_size: -1", "Must be > 0"),
         ("block_size: 64", "block_size: many", "many"),
         ("    tokenizer: ${convert}\n", "", "--tokenizer"),

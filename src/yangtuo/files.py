@@ -29,6 +29,7 @@ LARGE = 128 << 20
 MAX_COUNT = 10_000_000
 """The largest number of rows, tokens or positions that a file may claim; vocabularies end below 300,000."""
 MAX_LAYERS = 10_000
+_HOLE = 1 << 30  # bytes of zeros that no file has for a reason
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAX_DEPTH = 100  # of YAML
@@ -103,6 +104,27 @@ def refuse_pointer(path: Path) -> None:
     with open_input(path) as file:
         if file.read(len(_LFS)) == _LFS:
             raise lfs_pointer(path)
+
+
+def refuse_hole(path: Path) -> None:
+    """Raises `FileError` for a file in which a long stretch was never written: reading its zeros would take hours."""
+    size = check_input(path)
+    if size < _HOLE or not hasattr(os, "SEEK_HOLE"):
+        return
+    with path.open("rb") as file:
+        start = os.lseek(file.fileno(), 0, os.SEEK_HOLE)
+        while start < size:
+            try:
+                end = os.lseek(file.fileno(), start, os.SEEK_DATA)
+            except OSError:  # nothing but the hole up to the end
+                end = size
+            if end - start >= _HOLE:
+                raise FileError(
+                    f"{path} is not whole",
+                    found=f"{end - start:,} bytes that were never written, from byte {start:,} on",
+                    expected="a file that was downloaded or copied to its end",
+                )
+            start = os.lseek(file.fileno(), end, os.SEEK_HOLE) if end < size else size
 
 
 def lfs_pointer(path: Path) -> FileError:

@@ -46,7 +46,7 @@ StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
 @with_config(extra="forbid")
 class _Recipe(TypedDict):
     output: Annotated[str, Field(min_length=1)]
-    steps: dict[StepName, dict[str, Any]]
+    steps: Annotated[dict[StepName, dict[str, Any]], Field(min_length=1)]
 
 
 StageFunction = Callable[[str], Callable[[Any], Artifact]]
@@ -190,7 +190,7 @@ def _cost_noted(output: Path, name: str) -> Iterator[None]:
     if launcher.rank() > 0:
         return
     file = output / _COSTS
-    costs = files.read_json(file) if file.is_file() else {}
+    costs = files.read_json(file, dict[str, dict[str, float]]) if file.is_file() else {}
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     costs[name] = {"seconds": round(time.monotonic() - started, 1), "peak_gigabytes": round(kilobytes / 1e6, 2)}
     file.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
@@ -205,7 +205,7 @@ def write_report(
     from yangtuo.run_page import run_page
 
     costs = plan.output / _COSTS
-    took: dict[str, Any] = files.read_json(costs) if costs.is_file() else {}
+    took = files.read_json(costs, dict[str, dict[str, float]]) if costs.is_file() else {}
     file = plan.output / REPORT_FILE
     page.write(file, run_page((title, chinese), artifacts, plan.to_dict(), took, lead))
     return file

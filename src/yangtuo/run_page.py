@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from yangtuo import page
+from yangtuo.artifacts.checksums import own_file
 from yangtuo.artifacts.manifest import Artifact, Kind
 from yangtuo.evaluation.report import evaluation_sections
 from yangtuo.evaluation.results import RESULTS_FILE
@@ -34,9 +35,10 @@ def run_page(
     sections = [*lead, _lineage(artifacts), *_tokenizers(artifacts), *_curves(artifacts)]
     for name, artifact in artifacts.items():
         if artifact.manifest and artifact.manifest.stage == "evaluate":
-            results = read_json(artifact.path / RESULTS_FILE)
-            details = artifact.manifest.details
-            sections += evaluation_sections(f"{name}, {details['suite']}", results, details.get("forgetting", {}))
+            file, details = own_file(artifact, RESULTS_FILE), artifact.manifest.details
+            if file is not None:
+                suite, compared = details.get("suite", ""), details.get("forgetting", {})
+                sections += evaluation_sections(f"{name}, {suite}", read_json(file), compared)
     sections.append(_cost(artifacts, costs))
     written = yaml.safe_dump(dict(recipe), allow_unicode=True, sort_keys=False, width=110)
     sections.append(
@@ -88,7 +90,8 @@ def _tokenizers(artifacts: Mapping[str, Artifact]) -> list[Section]:
     for name, artifact in artifacts.items():
         manifest = artifact.manifest
         details = manifest.details if manifest else {}
-        if manifest and manifest.kind == Kind.TOKENIZER and "added" in details:
+        grown = {"added", "base_vocabulary_size", "vocabulary_size"}
+        if manifest and manifest.kind == Kind.TOKENIZER and grown <= details.keys():
             base, whole = details["base_vocabulary_size"], details["vocabulary_size"]
             blocks.append(
                 Cards([Card(f"{base:,} → {whole:,}", f"tokens, {name} · 词表大小", f"{details['added']:,} new · 新增")])
@@ -103,13 +106,9 @@ def _tokenizers(artifacts: Mapping[str, Artifact]) -> list[Section]:
             blocks.append(Table([f"audit, {name} · 检查", "found · 结果"], rows))
         elif manifest and manifest.kind == Kind.DATASET and "sources" in details:
             rows = [
-                [
-                    source,
-                    f"{row['characters']:,}",
-                    f"{row['text_tokens']:,}",
-                    f"{row['characters'] / max(row['text_tokens'], 1):.3f}",
-                ]
+                [source, f"{characters:,}", f"{tokens:,}", f"{characters / max(tokens, 1):.3f}"]
                 for source, row in details["sources"].items()
+                for characters, tokens in [(row.get("characters", 0), row.get("text_tokens", 0))]
             ]
             blocks.append(
                 Table(
@@ -128,8 +127,8 @@ def _tokenizers(artifacts: Mapping[str, Artifact]) -> list[Section]:
 def _curves(artifacts: Mapping[str, Artifact]) -> list[Section]:
     pictures = []
     for name, artifact in artifacts.items():
-        file = artifact.path / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        file = own_file(artifact, "metrics.jsonl")
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file else []
         losses: dict[str, list[tuple[float, float]]] = {}
         held_out: dict[str, list[tuple[float, float]]] = {}
         for row in rows:

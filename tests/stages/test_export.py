@@ -156,6 +156,16 @@ def test_llama_3s_rope_factors_are_those_of_transformers() -> None:
     assert rope_factors(resolve_shape({"model_type": "llama"})) is None
 
 
+@pytest.mark.parametrize(
+    "values", [{"rms_norm_eps": 1e308}, {"rope_parameters": {"rope_type": "linear", "factor": 1e300}}]
+)
+def test_numbers_beyond_float32_are_named(values: dict[str, Any]) -> None:
+    from yangtuo.weights.shape import resolve_shape
+
+    with pytest.raises(WeightsError, match="float32"):
+        resolve_shape({"model_type": "llama", **values})
+
+
 def test_an_adapter_gives_in_llama_cpp_what_it_gives_merged(
     pico_model: Path, tmp_path: Path, write_adapter: Callable[..., Path]
 ) -> None:

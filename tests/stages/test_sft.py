@@ -13,11 +13,14 @@ from safetensors.torch import load_file
 from yangtuo import cli
 from yangtuo.artifacts.manifest import Artifact, open_artifact
 from yangtuo.config.prepare import PrepareConfig
+from yangtuo.config.pretrain import PretrainConfig
 from yangtuo.config.sft import SftConfig
+from yangtuo.data.blocks import BlockDataset
 from yangtuo.data.preview import DryRun
 from yangtuo.data.template import get_template
 from yangtuo.errors import ConfigError
-from yangtuo.stages import prepare, sft
+from yangtuo.stages import prepare, pretrain, sft
+from yangtuo.training.metrics_log import read_metrics
 from yangtuo.vocab.encoding import load_encoder
 
 
@@ -87,22 +90,60 @@ def test_replacing_a_models_own_template_is_said(
         assert ("replaces the model's own template" in capsys.readouterr().err) == replaced, template
 
 
-def test_replayed_text_is_read_along_and_measured(pico_model: Path, conversations: Path, tmp_path: Path) -> None:
-    prose = tmp_path / "prose.txt"
-    prose.write_text("\n\n".join(f"The cat number {n} sat on the mat." for n in range(40)), encoding="utf-8")
-    data = PrepareConfig(
-        source=(f"en={prose}",),
+@pytest.fixture
+def prose(pico_model: Path, tmp_path: Path) -> PrepareConfig:
+    file = tmp_path / "prose.txt"
+    file.write_text("\n\n".join(f"The cat number {n} sat on the mat." for n in range(40)), encoding="utf-8")
+    config = PrepareConfig(
+        source=(f"en={file}",),
         documents="paragraph",
         tokenizer=str(pico_model),
         block_size=192,
         held_out=0.2,
         output=tmp_path / "data",
     )
-    prepare.run(data)
+    prepare.run(config)
+    return config
+
+
+def test_conversations_and_replay_have_a_loss_each(
+    prose: PrepareConfig, pico_model: Path, conversations: Path, tmp_path: Path
+) -> None:
+    """One batch of everything: each loss is, at the first step, that of a run over its own blocks alone."""
+    shared = {"model": str(pico_model), "rank": 4, "dtype": "float32", "epochs": 2}
+    asked = {**shared, "data": (str(conversations),), "max_length": 192, "held_out": 0}
+
+    def first(run: Artifact) -> dict:
+        return next(row for row in read_metrics(run.path) if "loss" in row)
+
+    num_asked = sft.run(SftConfig(**asked, batch_size=1, output=tmp_path / "count")).manifest.details["data"]["blocks"]
+    num_read = len(BlockDataset(prose.output))
+    alone = first(sft.run(SftConfig(**asked, batch_size=num_asked, output=tmp_path / "asked")))
+    read = first(
+        pretrain.run(PretrainConfig(**shared, data=str(prose.output), batch_size=num_read, output=tmp_path / "read"))
+    )
+    mixed = first(
+        sft.run(
+            SftConfig(
+                **asked,
+                replay=f"{prose.output}:{num_read / num_asked}",
+                batch_size=num_asked + num_read,
+                output=tmp_path / "mixed",
+            )
+        )
+    )
+    assert mixed["losses"] == pytest.approx({"conversations": alone["loss"], "replay": read["loss"]}, rel=1e-5)
+    assert alone["loss"] != pytest.approx(read["loss"], rel=1e-3)
+    assert "losses" not in alone
+
+
+def test_replayed_text_is_read_along_and_measured(
+    prose: PrepareConfig, pico_model: Path, conversations: Path, tmp_path: Path
+) -> None:
     config = SftConfig(
         model=str(pico_model),
         data=(str(conversations),),
-        replay=f"{data.output}:1.0",
+        replay=f"{prose.output}:1.0",
         max_length=192,
         rank=4,
         learning_rate=1e-2,

@@ -9,7 +9,7 @@ from yangtuo import console
 from yangtuo.artifacts.fingerprints import hash_file
 from yangtuo.artifacts.manifest import Artifact, list_files
 from yangtuo.errors import ConfigError, FileError, UserError, raise_all
-from yangtuo.files import read_bytes
+from yangtuo.files import check_input, read_bytes
 
 
 def check_manifest(artifact: Artifact, added: bool = True) -> str:
@@ -31,6 +31,14 @@ def check_manifest(artifact: Artifact, added: bool = True) -> str:
     return _compare(artifact.path, {name: sums for name, sums in expected.items() if name in present}, errors)
 
 
+def own_file(artifact: Artifact, name: str) -> Path | None:
+    """The file `name` of an artifact, None where its manifest names none; raises `FileError` where it changed since."""
+    if artifact.manifest is None or name not in artifact.manifest.files:
+        return None
+    _compare(artifact.path, {name: {artifact.manifest.files[name]}}, [])
+    return artifact.path / name
+
+
 def check_sums(path: Path, sums: Path) -> str:
     """Hashes the files of `path` that `sums` names, and says how many; raises `FileError` for all that differ.
 
@@ -50,7 +58,7 @@ def check_sums(path: Path, sums: Path) -> str:
 
 
 def _compare(directory: Path, expected: dict[str, set[str]], errors: list[UserError]) -> str:
-    total = sum((directory / name).stat().st_size for name in expected)
+    total = sum(check_input(directory / name) for name in expected)
     with console.progress("hashing", total, "bytes") as bar:
         for name, sums in expected.items():
             digest = hash_file(directory / name)

@@ -62,6 +62,7 @@ def hash_file(path: Path, *, sample: bool = False) -> str:
                 file.seek(index * (size - 4096) // 255)
                 digest.update(file.read(4096))
         else:
+            files.refuse_hole(path)
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     return digest.hexdigest()

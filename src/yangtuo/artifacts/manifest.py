@@ -48,14 +48,56 @@ class Parent:
     """The path as seen from the directory that the artifact stood in when it was made."""
 
 
+Count = Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
+
+
+class Amount(TypedDict, total=False):
+    """How much text a source of a dataset has, or the lines of a script in an audit."""
+
+    documents: Count
+    tokens: Count
+    text_tokens: Count
+    characters: Count
+    base_chars_per_token: float
+    chars_per_token: float
+
+
+class Comparison(TypedDict):
+    """A figure of an adapted model beside its base's."""
+
+    figure: str
+    base: float
+    adapted: float
+    difference: float
+    difference_interval: list[float] | None
+
+
 class Details(TypedDict, total=False):
-    """What other stages read out of a manifest's details; a stage may write more."""
+    """What other stages and pages read out of a manifest's details; a stage may write more, and none need be there."""
 
     lineage: str
     published_from: str
-    first_new_row: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
-    new_rows: Annotated[int, Field(ge=0, le=files.MAX_COUNT)]
-    related_rows: list[Annotated[int, Field(ge=0, le=files.MAX_COUNT)]]
+    first_new_row: Count
+    new_rows: Count
+    related_rows: list[Count]
+    init: str
+    format: str
+    script: list[str]
+    widened: bool
+    added: Count
+    base_vocabulary_size: Count
+    vocabulary_size: Count
+    sources: dict[str, Amount]
+    by_script: dict[str, Amount]
+    num_lines: Count
+    compared_lines: Count
+    changed_lines: Count | None
+    dead_pieces: Count
+    lost_pieces: Count
+    engine_mismatch_lines: Count
+    suite: str
+    results: dict[str, dict[str, dict[str, Any]]]
+    forgetting: dict[str, dict[str, Comparison]]
 
 
 @dataclass(frozen=True)

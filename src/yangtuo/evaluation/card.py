@@ -37,6 +37,9 @@ LICENCES = (
 )
 """Names of licences as Hugging Face's model cards have them."""
 _STARTS = ("model", "base", "source", "tokenizer")  # roles of parents, in the order that leads to the first base
+_AMOUNTS = {"documents": "documents", "tokens": "tokens to train on"}
+_TEXTS = {"sft": ("data", "conversations"), "tokenizer train": ("corpus", "for the tokenizer")}
+"""By stage the option that names its texts, and what they were for."""
 _TITLES = {Kind.MODEL: "a model", Kind.ADAPTER: "a PEFT adapter", Kind.TOKENIZER: "a tokenizer", Kind.EXPORT: "a model"}
 
 
@@ -171,7 +174,8 @@ def _evaluated(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     details = manifest.details
     for model, by_data in details.get("results", {}).items():
         for data, figures in by_data.items():
-            counted = {key: figures[key] for key in ("num_documents", "num_questions", "num_shots") if key in figures}
+            keys = ("num_documents", "num_questions", "num_shots")
+            counted = {key: figures[key] for key in keys if isinstance(figures.get(key), int)}
             said = [f"{value:,} {key.removeprefix('num_')}" for key, value in counted.items()]
             said += [str(figures[key]) for key in ("asked", "prompt") if key in figures]
             where = f"{data} ({', '.join(said)})" if said else data
@@ -184,25 +188,28 @@ def _tokenizer(made_from: Sequence[Artifact]) -> str:
     lines = []
     for manifest in _manifests(made_from):
         details = manifest.details
-        if manifest.stage == "tokenizer merge" and "added" in details:
+        if manifest.stage == "tokenizer merge" and {"added", "base_vocabulary_size"} <= details.keys():
             lines.append(
                 f"{details['added']:,} tokens were added to {details['base_vocabulary_size']:,}, "
                 f"made of: {', '.join(details.get('script', ())) or 'any script'}."
             )
         elif manifest.stage == "tokenizer audit":
+            rates = ("base_chars_per_token", "chars_per_token")
             rows = [
-                (name, f"{row['characters']:,}", f"{row['base_chars_per_token']:.3f}", f"{row['chars_per_token']:.3f}")
+                (name, f"{row['characters']:,}", *(f"{row[rate]:.3f}" if rate in row else "" for rate in rates))
                 for name, row in details.get("by_script", {}).items()
-                if row["characters"]
+                if row.get("characters")
             ]
             lines.append(_table(("lines in", "characters", "per token, base", "per token, here"), rows))
             if (changed := details.get("changed_lines")) is not None:
-                compared = f"{details['compared_lines']:,} lines with English, digits or code"
+                compared = f"{details.get('compared_lines', 0):,} lines with English, digits or code"
                 lines.append(f"Of {compared}, {changed:,} are cut otherwise than before.")
-            lines.append(
-                f"{details['dead_pieces']:,} new tokens can never be produced, {details['lost_pieces']:,} of the base "
-                f"are lost; engines disagree on {details['engine_mismatch_lines']:,} of {details['num_lines']:,} lines."
-            )
+            if {"dead_pieces", "lost_pieces", "engine_mismatch_lines", "num_lines"} <= details.keys():
+                lines.append(
+                    f"{details['dead_pieces']:,} new tokens can never be produced, {details['lost_pieces']:,} of the "
+                    f"base are lost; engines disagree on {details['engine_mismatch_lines']:,} of "
+                    f"{details['num_lines']:,} lines."
+                )
     return "## Tokenizer\n\n" + "\n\n".join(lines) if lines else ""
 
 
@@ -211,11 +218,12 @@ def _data(made_from: Sequence[Artifact]) -> str:
     for manifest in _manifests(made_from):
         if manifest.stage == "prepare":
             for name, row in manifest.details.get("sources", {}).items():
-                rows.append((name, f"{row['documents']:,} documents", f"{row['tokens']:,} tokens to train on"))
-        elif manifest.stage == "sft":
-            rows += [(split_source(str(one)).name, "conversations", "") for one in manifest.config.get("data", ())]
-        elif manifest.stage == "tokenizer train":
-            rows += [(split_source(str(one)).name, "for the tokenizer", "") for one in manifest.config["corpus"]]
+                amounts = (f"{row.get(key, 0):,} {said}" for key, said in _AMOUNTS.items())
+                rows.append((name, *amounts))
+        elif manifest.stage in _TEXTS:
+            key, said = _TEXTS[manifest.stage]
+            given = manifest.config.get(key)
+            rows += [(split_source(str(one)).name, said, "") for one in given] if isinstance(given, list) else []
     shown = list(dict.fromkeys(tuple(map(str, without_paths(row))) for row in rows))
     return f"## Data\n\n{_table(('name', 'what', 'how much'), shown)}" if shown else ""
 

@@ -13,6 +13,7 @@ Results = dict[str, dict[str, Figures]]
 RESULTS_FILE = "results.json"
 _LONG = ("replies", "documents", "submission")  # items one by one: for results.json or a file of their own
 _INTERVAL = "_interval"
+_OF_A_PART = ("f1", "rougeL", "accuracy", "accuracy_over_questions")
 
 
 def summarise(results: Results) -> Results:
@@ -31,15 +32,23 @@ def headline(figures: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, float)
     }
     for part in ("tasks", "by_type", "groups", "subjects"):
-        rows = figures.get(part, {})
-        for name, row in rows.items() if part != "subjects" or len(rows) > 1 else ():
-            key = next(key for key in ("f1", "rougeL", "accuracy", "accuracy_over_questions") if key in row)
-            shown[f"{name} {key}".replace("_", " ")] = _with_interval(row[key], row.get(key + _INTERVAL))
+        rows = figures.get(part)
+        if not isinstance(rows, Mapping) or (part == "subjects" and len(rows) == 1):
+            continue
+        for name, row in rows.items():
+            values = row if isinstance(row, Mapping) else {}
+            key = next((key for key in _OF_A_PART if isinstance(values.get(key), int | float)), None)
+            if key is not None:
+                shown[f"{name} {key}".replace("_", " ")] = _with_interval(values[key], values.get(key + _INTERVAL))
     return shown
 
 
 def _with_interval(value: float, interval: Any) -> str:
-    return f"{value:.4f}" + (f" ({interval[0]:.3f}–{interval[1]:.3f})" if interval else "")
+    try:
+        low, high = map(float, interval or ())
+    except (TypeError, ValueError):  # none, or none that we wrote
+        return f"{value:.4f}"
+    return f"{value:.4f} ({low:.3f}–{high:.3f})"
 
 
 def write(directory: Path, results: Results, comparisons: Results) -> None:

@@ -37,6 +37,8 @@ class Run:
     metrics: MetricsLog
     measure: Callable[[Callable[[str], None]], dict[str, float]]
     """Held-out bits per byte; what it is given is told how far it is."""
+    losses_apart: Callable[[], dict[str, float]]
+    """The losses of a step's conversations and replayed text, where both are read; all processes call it."""
     report: Callable[[dict[str, float]], None]
     """Tells the trackers of `report_to`."""
     batch_name: Callable[[int], str]
@@ -95,9 +97,14 @@ class ProgressCallback(TrainerCallback):
         if "loss" not in logs:
             return
         step = state.global_step
-        numbers = {name: logs[name] for name in ("loss", "grad_norm", "learning_rate") if name in logs}
         # JSON has no word for a number that is none; float16's overflows are rows without a norm.
-        self._run.metrics.write(step, {name: value for name, value in numbers.items() if math.isfinite(value)})
+        numbers = {
+            name: logs[name]
+            for name in ("loss", "grad_norm", "learning_rate")
+            if math.isfinite(logs.get(name, math.nan))
+        }
+        apart = self._run.losses_apart()
+        self._run.metrics.write(step, numbers | ({"losses": apart} if apart else {}))
         self._run.finite.check(step, logs["loss"], logs.get("grad_norm"), self._run.batch_name)
         now = time.monotonic()
         speed = self._run.tokens_a_step / max(now - self._last, 1e-9)

@@ -36,6 +36,7 @@ SCRATCH = {CHECKPOINTS, BEST}
 """What stands in a run's directory until its adapter is finished, and is no part of it."""
 _MEASURED_TOKENS = 1 << 17  # tokens a source that pass through the model in a measurement while training runs
 _NAMED_BLOCKS = 8
+_APART = ("conversations", "replay")
 
 
 def train(
@@ -78,6 +79,7 @@ def train(
             measure=lambda show: held_out.bits_per_byte(
                 trainer.model_wrapped, measures, trainer.accelerator.autocast, arguments.device, show
             ),
+            losses_apart=trainer.losses_apart,
             report=trainer.report,
             batch_name=partial(_batch_name, ordered, settings.batch_size, decode),
             save_adapter=trainer.save_adapter,
@@ -112,16 +114,33 @@ class _Trainer(Trainer):
         self.remove_callback(PrinterCallback)
         self._settings = settings
         self._adapted = model
+        self._sums: torch.Tensor | None = None
 
-    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        is_replayed, labels = inputs.pop("is_replayed", None), inputs["labels"]
         try:
-            result: Any = super().compute_loss(model, inputs, *arguments, **options)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         except RuntimeError as error:
             if "leaf Variable" not in str(error):
                 raise
             raise guards.no_graph(is_declared=True) from error  # the Trainer scales the loss in place
-        guards.require_graph(result[0] if isinstance(result, tuple) else result)
-        return result
+        guards.require_graph(loss)
+        if is_replayed is not None and outputs.get("nats_by_row") is not None:
+            counts = (labels[:, 1:] != -100).sum(1)
+            rows = torch.stack([outputs["nats_by_row"].double(), counts.double()], 1)
+            sums = rows.new_zeros(2, 2).index_add(0, is_replayed.long(), rows)
+            self._sums = sums if self._sums is None else self._sums + sums
+        return (loss, outputs) if return_outputs else loss
+
+    def losses_apart(self) -> dict[str, float]:
+        """The losses of conversations and of replayed text since the last call, in nats a token over all processes."""
+        if self._sums is None:
+            return {}
+        sums = self.accelerator.reduce(self._sums, "sum").tolist()
+        self._sums = None
+        return {name: nats / count for name, (nats, count) in zip(_APART, sums, strict=True) if count}
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

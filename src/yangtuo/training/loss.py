@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import ModelOutput
 
 IGNORED = -100
 _SLICE_ELEMENTS = 1 << 26  # logits held at once
@@ -36,20 +36,23 @@ class HeadWeight:
 
 
 class _SlicedCrossEntropy(torch.autograd.Function):
-    """Sum of the cross-entropies of `states` (N, H) @ `weight` (V, H)ᵀ against `labels` (N,); see `HeadWeight`."""
+    """The cross-entropies of `states` (N, H) @ `weight` (V, H)ᵀ against `labels` (N,): their sum, and each (N,).
+
+    Only the sum has a gradient; see `HeadWeight`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, states: Tensor, learned: Tensor, weight: Tensor, rows: Tensor | None, labels: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         needs_states, needs_weight = ctx.needs_input_grad[:2]
         states_gradient = torch.empty_like(states) if needs_states else None
         learned_gradient: Tensor | None = None
-        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        nats = torch.empty(len(labels), dtype=torch.float32, device=states.device)
         for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
             part = states[place].to(weight.dtype)
             logits = part @ weight.T
-            total += _to_gradient(logits, labels[place, None])
+            _to_gradient(logits, labels[place, None], nats[place])
             if states_gradient is not None:
                 states_gradient[place] = logits @ weight
             if needs_weight:
@@ -57,11 +60,12 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 learned_gradient = product.float() if learned_gradient is None else learned_gradient.add_(product)
         ctx.save_for_backward(states_gradient, learned_gradient)
         ctx.learned_dtype = learned.dtype
-        return total
+        ctx.mark_non_differentiable(nats)
+        return nats.sum(), nats
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        (scale,) = gradients
+        scale = gradients[0]
         states_gradient, learned_gradient = ctx.saved_tensors
         return (
             None if states_gradient is None else states_gradient.mul_(scale),
@@ -72,32 +76,34 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         )
 
 
-def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turns `logits` (N, V) into their gradient, in place, and returns the summed cross-entropy against `targets`."""
-    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+def _to_gradient(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
+    """Turns `logits` (N, V) into their gradient, in place, and fills `nats` (N,) with the cross-entropies."""
     at_once = _WIDE_ELEMENTS.get(logits.device.type, _SLICE_ELEMENTS)
     for place in _slices(len(logits), logits.shape[1], at_once):
         wide, target = logits[place].float(), targets[place]
         probabilities = wide.softmax(dim=1)
         # The likeliest piece has at least 1/V, so its logarithm is safe where the target's may not be.
         normaliser = wide.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
-        total += (normaliser - wide.gather(1, target)).sum()
+        nats[place] = (normaliser - wide.gather(1, target)).squeeze(1)
         probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
         logits[place] = probabilities
-    return total
 
 
-def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> Tensor:
-    """Sum, in nats and float32, of the cross-entropies of a linear head without bias.
+def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross-entropies of a linear head without bias, in nats and float32: their sum, and each of them (N,).
 
-    `states` (N, H), `labels` (N,) without ignored ones; under autocast the products take its dtype.
+    `states` (N, H), `labels` (N,) without ignored ones; under autocast the products take its dtype. Only the sum has
+    a gradient.
     """
     weight = _in_arithmetic(head.whole)
     with torch.autocast(states.device.type, enabled=False):
         if not torch.is_grad_enabled():
-            return _nats(states, weight, labels).sum()
-        total: Tensor = _SlicedCrossEntropy.apply(states, head.learned, weight, head.rows, labels)  # type: ignore[no-untyped-call]
-        return total
+            nats = _nats(states, weight, labels)
+            return nats.sum(), nats
+        result: tuple[Tensor, Tensor] = _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            states, head.learned, weight, head.rows, labels
+        )
+        return result
 
 
 def _in_arithmetic(weight: Tensor) -> Tensor:
@@ -116,12 +122,21 @@ def _nats(states: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     return nats
 
 
+@dataclass
+class LossOutput(ModelOutput):
+    """What a forward pass returns that never made logits."""
+
+    loss: Tensor | None = None
+    nats_by_row: Tensor | None = None
+    """The summed cross-entropy (B,) of each row of the batch, in nats and float32, without a gradient."""
+
+
 def use_sliced_loss(model: PreTrainedModel) -> bool:
     """Replaces the loss that `model` computes from `labels` by the sliced one; False where its logits are special.
 
-    The forward pass then returns a loss and no logits, never uses the cache (packed documents would see each other),
-    and divides the sum by `num_items_in_batch`, or by the number of learned positions where that is not given. With
-    `by_row` the loss of every model is what `nats_by_row` gives.
+    The forward pass then returns a `LossOutput` and no logits, never uses the cache (packed documents would see each
+    other), and divides the sum by `num_items_in_batch`, or by the number of learned positions where that is not given.
+    With `by_row` the loss of every model is what `nats_by_row` gives.
     """
     original, sliced = model.forward, has_plain_head(model)
 
@@ -131,10 +146,10 @@ def use_sliced_loss(model: PreTrainedModel) -> bool:
         if labels is None:
             return original(*args, **inputs)
         if by_row:
-            return CausalLMOutputWithPast(loss=nats_by_row(self, labels, sliced, **inputs))
+            return LossOutput(loss=nats_by_row(self, labels, sliced, **inputs))
         if not sliced:
             return original(*args, labels=labels, **inputs)
-        return CausalLMOutputWithPast(loss=_causal_loss(self, labels, **inputs))
+        return _causal_loss(self, labels, **inputs)
 
     model.forward = MethodType(forward, model)
     return sliced
@@ -163,7 +178,7 @@ def nats_by_row(model: PreTrainedModel, labels: Tensor, sliced: bool, **inputs: 
             if weight is None
             else _nats(states, _in_arithmetic(weight.whole), targets)
         )
-        return nats.new_zeros(len(labels)).index_add(0, learned // (labels.shape[1] - 1), nats)
+        return _by_row(nats, learned, labels)
     sums = torch.zeros(len(labels), device=labels.device)
     for index, targets in enumerate(labels[:, 1:]):
         one = {name: None if value is None else value[index, None] for name, value in inputs.items()}
@@ -184,16 +199,22 @@ def _learned_states(model: PreTrainedModel, labels: Tensor, inputs: Mapping[str,
 
 def _causal_loss(
     model: PreTrainedModel, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
-) -> Tensor:
-    states, targets, _ = _learned_states(model, labels, inputs)
+) -> LossOutput:
+    states, targets, learned = _learned_states(model, labels, inputs)
     head = output_head(model)
     weight = _whole_weight(head)
-    total = (
+    total, nats = (
         _sum_through_module(head, states, targets, labels.numel())
         if weight is None
         else summed_cross_entropy(states, weight, targets)
     )
-    return total / (len(targets) if num_items_in_batch is None else num_items_in_batch)
+    count = len(targets) if num_items_in_batch is None else num_items_in_batch
+    return LossOutput(loss=total / count, nats_by_row=_by_row(nats, learned, labels))
+
+
+def _by_row(nats: Tensor, learned: Tensor, labels: Tensor) -> Tensor:
+    """The sums (B,) of the `nats` (N,) whose places among the targets of `labels` (B, T) are `learned` (N,)."""
+    return nats.new_zeros(len(labels)).index_add(0, learned // (labels.shape[1] - 1), nats)
 
 
 def output_head(model: PreTrainedModel) -> Any:
@@ -225,15 +246,14 @@ def _is_whole(weight: Tensor) -> bool:
     return not hasattr(weight, "ds_id") and not hasattr(weight, "device_mesh") and weight.is_floating_point()
 
 
-def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_positions: int) -> Tensor:
-    """The same sum by calls of the module, whose hooks gather what is sharded; backward computes each slice again.
+def _sum_through_module(head: nn.Module, states: Tensor, targets: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """The same by calls of the module, whose hooks gather what is sharded; backward computes each slice again.
 
     All processes must call it equally often, so the number of slices comes from the positions of the batch.
     """
-    total = states.new_zeros((), dtype=torch.float32)
-    for part, labels in _parts(states, targets, num_positions):
-        total = total + checkpoint(_nats_through, head, part, labels, use_reentrant=False).sum()
-    return total
+    parts = _parts(states, targets, num_positions)
+    nats = torch.cat([checkpoint(_nats_through, head, *part, use_reentrant=False) for part in parts])
+    return nats.sum(), nats.detach()
 
 
 def _nats_through(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What a run says about itself in `metrics.jsonl`.
 
-`metrics.jsonl` holds one JSON object a line, each with `step`: the loss and gradient norm of optimizer steps, and
-held-out bits per byte a source. Nothing in it depends on the clock, so that equal runs write equal files; speed goes
-to the screen. This module does not depend on models.
+`metrics.jsonl` holds one JSON object a line, each with `step`: the loss and gradient norm of optimizer steps (where
+text is replayed, the losses of conversations and of that text too), and held-out bits per byte a source. Nothing in
+it depends on the clock, so that equal runs write equal files; speed goes to the screen. This module does not depend
+on models.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 class Replayed(Dataset[dict[str, torch.Tensor]]):
     """`blocks`, to which each pass adds `weight` times as many of `replay`, other ones each pass.
 
-    Numbers from `len(blocks)` on are those of `replay`, which is read through in the order of a permutation.
+    Numbers from `len(blocks)` on are those of `replay`, which is read through in the order of a permutation. Each
+    block says by `is_replayed` (a bool tensor without dimensions) which it is.
     """
 
     def __init__(self, blocks: Any, replay: Any, weight: float, seed: int) -> None:
@@ -30,7 +31,7 @@ class Replayed(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         own = len(self._blocks)
         block: dict[str, torch.Tensor] = self._blocks[number] if number < own else self._replay[number - own]
-        return block
+        return {**block, "is_replayed": torch.tensor(number >= own)}
 
     def numbers(self, number_of_pass: int) -> list[int]:
         """The blocks of one pass."""

@@ -12,6 +12,8 @@ from typing import Any
 from yangtuo import models
 from yangtuo.errors import UserError, WeightsError
 
+_LARGEST = 3.4e38  # of what arithmetic and formats hold as float32
+
 
 @dataclass(frozen=True)
 class Family:
@@ -102,11 +104,19 @@ def resolve_shape(config: Mapping[str, Any]) -> ModelShape:
     """
     settings = text_config(config)
     try:
-        return _shape(settings)
+        shape = _shape(settings)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise WeightsError(
             "config.json holds values of other types", found=" ".join(str(error).split())[:300], expected="numbers"
         ) from error
+    numbers = {**vars(shape), **(shape.rope_scaling or {})}
+    wide = {name: value for name, value in numbers.items() if isinstance(value, float) and abs(value) > _LARGEST}
+    if wide:
+        found = ", ".join(f"{name} {value:g}" for name, value in wide.items())
+        raise WeightsError(
+            "config.json holds numbers out of float32's range", found=found, expected=f"up to {_LARGEST:.2g}"
+        )
+    return shape
 
 
 def _shape(settings: Any) -> ModelShape:
