@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yangtuo.artifacts.manifest import Artifact, Kind
@@ -106,8 +107,6 @@ def test_dtype_is_written_into_weights_and_config(meta: Path, tmp_path: Path) ->
 
 
 def test_values_that_float16_cannot_hold_are_refused(pico_model: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     source = tmp_path / "source"
     shutil.copytree(pico_model, source)
     state = load_file(source / "model.safetensors")
@@ -115,6 +114,20 @@ def test_values_that_float16_cannot_hold_are_refused(pico_model: Path, tmp_path:
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(WeightsError, match=r"model\.norm\.weight holds values that torch\.float16 cannot"):
         run(source, tmp_path / "model", dtype="float16")
+
+
+def test_a_model_without_its_head_is_refused_unless_it_is_tied(
+    pico_model: Path, pico_tied_model: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(pico_model, copy)
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"1 missing: lm_head\.weight"):
+        convert.run(ConvertConfig(source=str(copy), output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    convert.run(ConvertConfig(source=str(pico_tied_model), output=tmp_path / "tied"))
 
 
 def test_quantised_weights_and_unknown_layouts_are_refused(pico_model: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def numbers(blocks: object, total: int) -> list[int]:
 
 
 def test_every_pass_holds_all_conversations_and_new_text() -> None:
-    mixed = Replayed(range(30), range(100, 125), weight=1 / 3, seed=3)
+    mixed = Replayed(range(30), [{"input_ids": n} for n in range(100, 125)], weight=1 / 3, seed=3)
     assert len(mixed) == 40
     found = numbers(mixed, 120)
     for number in range(3):
@@ -23,7 +23,7 @@ def test_every_pass_holds_all_conversations_and_new_text() -> None:
     added = Counter(number for number in found if number >= 30)
     assert set(added) == set(range(30, 55))  # 30 blocks in three passes read all 25 of the replay ...
     assert max(added.values()) == 2  # ... and begin again
-    assert mixed[30] == 100
+    assert mixed[30] == {"input_ids": 100, "is_replayed": True}
 
 
 def test_the_order_does_not_depend_on_where_a_run_was_resumed() -> None:

@@ -52,7 +52,7 @@ def _misfits(tensors: Tensors, shape: ModelShape) -> Iterator[str]:
         expected |= {f"model.layers.{n}.{part}": sizes for n in numbers for part, sizes in _layer(shape).items()}
         expected["model.norm.weight"] = (shape.hidden_size,)
         expected[shape.embedding] = (shape.vocabulary_size, shape.hidden_size)
-        missing = sorted(set(expected) - names - {shape.head})
+        missing = sorted(set(expected) - names - ({shape.head} if shape.tied else set()))
         if missing:
             yield f"{len(missing):,} missing: {', '.join(missing[:_SHOWN])}"
     for name, sizes in expected.items():
