@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from yangtuo.config import ConvertConfig, InspectConfig
 from yangtuo.errors import ConfigError, UserError
-from yangtuo.inference import cache
+from yangtuo.inference import cache, opening
 from yangtuo.inference.adapters import reasons_to_merge
 from yangtuo.inference.engine import Sampling, generate
 from yangtuo.inference.opening import open_conversations
@@ -126,6 +126,23 @@ def test_a_gguf_file_is_a_model(pico_model: Path, tmp_path: Path) -> None:
     opened.close()
     with pytest.raises(ConfigError, match="GGUF"):
         open_conversations(str(tmp_path / "pico.gguf"), engine="transformers")
+    with pytest.raises(ConfigError, match="number format"):
+        open_conversations(str(tmp_path / "pico.gguf"), dtype="bfloat16")
+
+
+def test_the_arithmetic_may_be_in_another_number_format(
+    pico_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YANGTUO_CACHE", str(tmp_path))
+    for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        opened = open_conversations(str(pico_model), (), "transformers", "alpaca", dtype)
+        (engine,) = opened.engines
+        assert isinstance(engine, TransformersEngine)
+        assert {parameter.dtype for parameter in engine._model.parameters()} == {expected}
+        assert len(generate(engine, [PROMPT], Sampling(max_tokens=10))[0]) == 10
+        opened.close()
+    sizes = [opening._ids_only_gguf(pico_model, dtype).stat().st_size for dtype in ("auto", "bfloat16")]
+    assert sizes[1] < 0.8 * sizes[0]
 
 
 def test_weights_changed_in_place_are_not_answered_from_the_cache(pico_model: Path, tmp_path: Path) -> None:

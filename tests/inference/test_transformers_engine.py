@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import queue
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -164,15 +166,21 @@ def test_a_closed_engine_tells_those_who_wait(pico_model: Path) -> None:
         engine.submit(PROMPTS[0], Sampling(), steps.put)
 
 
-def test_an_engine_without_work_keeps_no_thread(pico_model: Path) -> None:
+def test_an_engine_that_nobody_holds_keeps_no_thread_and_no_weights(pico_model: Path) -> None:
     """Nobody closes an engine that evaluated one of many models; a thread would keep its weights in memory."""
-    engine = TransformersEngine(load_model(pico_model))
     before = set(threading.enumerate())
+    engine = TransformersEngine(load_model(pico_model))
     for _ in range(20):
         generate(engine, PROMPTS, Sampling(max_tokens=2))
+        assert len(engine.score(PROMPTS[0], 1)) == len(PROMPTS[0])
+    assert len(set(threading.enumerate()) - before) == 1
+    weights = weakref.ref(engine._model)
+    del engine
+    gc.collect()
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=10)
     assert set(threading.enumerate()) <= before
+    assert weights() is None
 
 
 def test_a_model_with_another_memory_runs_one_request_at_a_time() -> None:

@@ -24,6 +24,9 @@ class ChatConfig(StageConfig):
     engine: Literal["auto", "transformers", "vllm", "llama.cpp"] = "auto"
     """What computes the replies; auto takes vLLM on a GPU where it is installed, llama.cpp on a CPU for Llamas, else
     transformers."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The number format of the arithmetic; auto takes float32 on a CPU, and what is stored on a GPU. bfloat16 is faster
+    on CPUs with AMX (lscpu says amx_bf16), and now and then replies differ."""
     once: str | None = None
     """Say this, print the reply and end."""
     with_prompt: bool | None = None

@@ -27,6 +27,8 @@ class PredictConfig(StageConfig):
     """PEFT adapters to put on the model, in the order of their training; repeatable."""
     engine: Literal["auto", "transformers", "vllm", "llama.cpp"] = "auto"
     """What computes the replies of a model of our own, as in `yangtuo chat`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The number format of the arithmetic, as in `yangtuo chat`."""
     template: str | None = None
     """How prompts are written: alpaca, alpaca-2, chatml, llama-3; the model's own when not given."""
     input: InputPath

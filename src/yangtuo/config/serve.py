@@ -26,6 +26,9 @@ class ServeConfig(StageConfig):
     engine: Literal["auto", "transformers", "vllm", "llama.cpp"] = "auto"
     """What computes the replies; auto takes vLLM on a GPU where it is installed, llama.cpp on a CPU for Llamas, else
     transformers."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The number format of the arithmetic; auto takes float32 on a CPU, and what is stored on a GPU. bfloat16 is faster
+    on CPUs with AMX (lscpu says amx_bf16), and now and then replies differ."""
     template: str | None = None
     """How prompts are written: alpaca, alpaca-2, chatml, llama-3; the model's own when not given."""
     host: str = "127.0.0.1"

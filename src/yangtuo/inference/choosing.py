@@ -24,19 +24,18 @@ class Chooser:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the likeliest token is all that is asked for."""
+        """Whether the likeliest token is all that is asked for, after `logit_bias`."""
         sampling = self.sampling
         return sampling.temperature == 0 and sampling.logprobs is None and not self._is_penalised
 
     @property
     def _is_penalised(self) -> bool:
         sampling = self.sampling
-        penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
-        return bool(penalties or sampling.logit_bias)
+        return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1)
 
     def choose(self, logits: torch.Tensor) -> Token:
         """The next token from its `logits`, float32 (vocabulary,), on the CPU."""
-        scores = self._penalised(logits) if self._is_penalised else logits
+        scores = self._penalised(logits) if self._is_penalised or self.sampling.logit_bias else logits
         token = int(scores.argmax()) if self.sampling.temperature == 0 else self._draw(scores)
         return report(logits, token, self.sampling.logprobs)
 
@@ -80,15 +79,19 @@ def report(logits: torch.Tensor, token: int, count: int | None) -> Token:
 def choose(choosers: Sequence[Chooser], logits: torch.Tensor) -> list[Token]:
     """The next token of every row of `logits` (rows, vocabulary); raises `EngineError` where they are no numbers."""
     logits = logits.float()
+    for index, chooser in enumerate(choosers):
+        if chooser.is_plain and chooser.sampling.logit_bias:
+            tokens, biases = zip(*chooser.sampling.logit_bias, strict=True)
+            logits[index, list(tokens)] += torch.tensor(biases, device=logits.device)
     best = logits.max(-1)
     if not bool(torch.isfinite(best.values).all()):
         raise not_finite()
     likeliest = best.indices.tolist()
     rows = None if all(chooser.is_plain for chooser in choosers) else logits.cpu()
-    tokens = []
+    chosen = []
     for index, chooser in enumerate(choosers):
         plain = rows is None or chooser.is_plain
         token = Token(likeliest[index]) if plain or rows is None else chooser.choose(rows[index])
         chooser.produced.append(token.id)
-        tokens.append(token)
-    return tokens
+        chosen.append(token)
+    return chosen

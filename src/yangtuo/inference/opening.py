@@ -51,11 +51,16 @@ class Opened:
 
 
 def open_conversations(
-    model: str, adapters: Sequence[str] = (), engine: str = "auto", template: str | None = None
+    model: str,
+    adapters: Sequence[str] = (),
+    engine: str = "auto",
+    template: str | None = None,
+    dtype: str = "auto",
 ) -> Opened:
     """Opens `model` with `adapters`: PATH in the order of training on one model, NAME=PATH each as a model of its own.
 
-    `template` names one of `data.template.TEMPLATES`; None takes the model's own.
+    `template` names one of `data.template.TEMPLATES`; None takes the model's own. `dtype`: float32, bfloat16, or auto
+    for what is exact on a CPU and what is stored on a GPU.
     """
     base = open_artifact(model, Kind.MODEL)
     chain = [open_artifact(reference, Kind.ADAPTER) for reference in adapters if not _is_named(reference)]
@@ -65,6 +70,12 @@ def open_conversations(
     }
     raise_all([*check_chain(base, chain), *(e for one in named.values() for e in check_chain(base, [*chain, one]))])
     chosen = _choose(engine, base.path)
+    if base.path.is_file() and dtype != "auto":
+        raise ConfigError(
+            f"{base.path} is computed in the number format that it is stored in",
+            found=f"--dtype {dtype}",
+            expected="a model directory, or no --dtype",
+        )
     path, on_top = base.path, {}
     if chain and not named and len(chain) == 1 and not (why := _reason_to_merge(chosen, path, chain[0].path)):
         on_top = {"adapter": chain[0].path}
@@ -73,14 +84,14 @@ def open_conversations(
     opened: dict[str, Conversation] = {}
     names = {name: _reason_to_merge(chosen, path, one.path) for name, one in named.items()}
     on_top |= {name: named[name].path for name, why in names.items() if not why}
-    runner = _start(chosen, path, on_top)
+    runner = _start(chosen, path, on_top, dtype)
     title = base.path.stem if base.path.is_file() else base.path.resolve().name
     own = chain[-1].path if on_top.keys() == {"adapter"} and chain else None
     opened[title] = _conversation(runner, path, own, template, "adapter" if own else None)
     for name, why in names.items():
         if why:
             merged = _merged(base, [*chain, named[name]], why)
-            opened[name] = _conversation(_start(chosen, merged, {}), merged, None, template)
+            opened[name] = _conversation(_start(chosen, merged, {}, dtype), merged, None, template)
         else:
             opened[name] = _conversation(runner, path, named[name].path, template, name)
     return Opened(opened, _faster(chosen, base.path))
@@ -154,25 +165,26 @@ def _faster(engine: EngineName, model: Path) -> str | None:
     return "a GPU, or a smaller model"
 
 
-def _start(engine: EngineName, model: Path, adapters: dict[str, Path]) -> Engine:
+def _start(engine: EngineName, model: Path, adapters: dict[str, Path], dtype: str) -> Engine:
     if engine == "llama.cpp":
         from yangtuo.inference.llama_cpp_engine import LlamaCppEngine
 
         files = {name: _gguf_adapter(model, adapter) for name, adapter in adapters.items()}
-        return LlamaCppEngine(_ids_only_gguf(model), adapters=files)
-    if engine == "vllm":
-        import torch
+        return LlamaCppEngine(_ids_only_gguf(model, dtype), adapters=files)
+    import torch
 
+    if engine == "vllm":
         from yangtuo.inference.vllm_engine import VllmEngine
 
-        return VllmEngine(model, adapters, on_gpu=torch.cuda.is_available())
+        return VllmEngine(model, adapters, on_gpu=torch.cuda.is_available(), dtype=dtype)
     from yangtuo.inference.transformers_engine import TransformersEngine, load_adapted
 
-    return TransformersEngine(load_adapted(model, adapters), by_name=True)
+    given = None if dtype == "auto" else getattr(torch, dtype)
+    return TransformersEngine(load_adapted(model, adapters, given), by_name=True)
 
 
-def _ids_only_gguf(model: Path) -> Path:
-    """What llama.cpp is given for a model directory or a GGUF file, from the cache."""
+def _ids_only_gguf(model: Path, dtype: str = "auto") -> Path:
+    """What llama.cpp is given for a model directory or a GGUF file, from the cache; auto keeps the stored dtype."""
     from yangtuo.inference.llama_cpp_engine import write_ids_only
 
     def make(path: Path) -> None:
@@ -181,12 +193,12 @@ def _ids_only_gguf(model: Path) -> Path:
             return
         checkpoint, whole = open_checkpoint(model), path.with_suffix(".whole")
         try:
-            write_gguf(whole, checkpoint, _FLOATS[summarize(checkpoint)["dtype"]])
+            write_gguf(whole, checkpoint, _FLOATS[summarize(checkpoint)["dtype"] if dtype == "auto" else dtype])
             write_ids_only(whole, path)
         finally:
             whole.unlink(missing_ok=True)
 
-    return cached(f"{state_key(model)}.gguf", make)
+    return cached(f"{state_key(model)}.{dtype}.gguf", make)
 
 
 def _gguf_adapter(model: Path, adapter: Path) -> Path:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import Any, Generic, TypeVar
 
 import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+_ROOM = 64  # columns that a batch may grow by before its keys and values are copied
 Job = TypeVar("Job")
 
 
@@ -18,7 +21,7 @@ class Rows(Generic[Job]):
     def __init__(self, jobs: list[Job] | None = None) -> None:
         self.jobs: list[Job] = list(jobs or ())
         self.cache: Any = None
-        """transformers' DynamicCache, of keys and values (rows, heads, columns, size)."""
+        """transformers' DynamicCache, of keys and values (rows, heads, columns, size); see `new_cache`."""
         self._mask: torch.Tensor | None = None
 
     @property
@@ -63,6 +66,44 @@ class Rows(Generic[Job]):
         for layer in self.cache.layers:
             layer.keys = layer.keys[kept, :, start:]
             layer.values = layer.values[kept, :, start:]
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values with room for more columns: a new one is written into it, where the parent copies all of them."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+        self._rooms: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.keys, keys = _append(self.keys, key_states, self._rooms[0])
+        self.values, values = _append(self.values, value_states, self._rooms[1])
+        self._rooms = (keys, values)
+        return self.keys, self.values
+
+
+def new_cache() -> DynamicCache:
+    """An empty cache for a batch; every layer keeps all columns, sliding ones too, since rows share them."""
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _RoomyLayer
+    return cache
+
+
+def _append(cached: torch.Tensor, new: torch.Tensor, room: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`cached` with the columns of `new`, as the beginning of the `room` that is returned beside it."""
+    width = cached.shape[-2] if cached.numel() else 0
+    total = width + new.shape[-2]
+    if room is None or cached.data_ptr() != room.data_ptr() or len(new) != len(room) or total > room.shape[-2]:
+        room = new.new_empty((*new.shape[:-2], total + _ROOM, new.shape[-1]))
+        if width:
+            room[..., :width, :] = cached
+    room[..., width:total, :] = new
+    return room[..., :total, :], room
 
 
 def _padded(tensor: torch.Tensor, width: int, dimension: int) -> torch.Tensor:

@@ -97,7 +97,11 @@ class Talk:
             self._require_room(prompt)
         else:
             prompt = self._fitting()
-        return self.conversation.continue_ids(prompt, self.conversation.with_stops(self.sampling))
+        limit = self.conversation.engine.context_length
+        room = self.sampling.max_tokens if limit is None else min(self.sampling.max_tokens, limit - len(prompt))
+        return self.conversation.continue_ids(
+            prompt, self.conversation.with_stops(dataclasses.replace(self.sampling, max_tokens=room))
+        )
 
     def _fitting(self) -> list[int]:
         """The prompt of as many of the last turns as leave room for a reply."""
@@ -112,14 +116,19 @@ class Talk:
 
     def _fits(self, prompt: list[int]) -> bool:
         limit = self.conversation.engine.context_length
-        return limit is None or len(prompt) + self.sampling.max_tokens <= limit
+        return limit is None or len(prompt) + self._reserved(limit) <= limit
+
+    def _reserved(self, limit: int) -> int:
+        """Tokens kept for a reply: as many as it may have, but no more than half of what the model reads."""
+        return min(self.sampling.max_tokens, limit // 2)
 
     def _require_room(self, prompt: list[int]) -> None:
-        if not self._fits(prompt):
+        limit = self.conversation.engine.context_length
+        if limit is not None and not self._fits(prompt):
             raise ServingError(
                 "that is more than the model has room for",
-                found=f"{len(prompt):,} tokens, and {self.sampling.max_tokens:,} for the reply",
-                expected=f"at most {self.conversation.engine.context_length:,}",
+                found=f"{len(prompt):,} tokens, and {self._reserved(limit):,} for the reply",
+                expected=f"at most {limit:,}",
                 run="/set max_tokens NUMBER, or say less",
             )
 

@@ -1,6 +1,8 @@
 """The engine that runs anywhere: transformers in this process, on CPU or a GPU, with continuous batching.
 
-A thread of its own computes one token of every running request at a time; requests join and leave between two tokens.
+A thread of its own does all that is computed, one token of every running request at a time; requests join and leave
+between two tokens. The model is loaded in another that ends: OpenMP keeps workers for each thread that ever computed,
+and with more of them than cores all of them sleep between two operations, which costs a third of the speed.
 Models whose memory is more than keys and values are run one request at a time, through transformers' `generate`.
 """
 
@@ -9,13 +11,13 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,9 +31,10 @@ from yangtuo import console
 from yangtuo.errors import EngineError
 from yangtuo.inference.choosing import Chooser, choose, report
 from yangtuo.inference.engine import Cancel, FinishReason, Receive, Sampling, Step, Token, UnsupportedError
-from yangtuo.inference.rows import Rows
+from yangtuo.inference.rows import Rows, new_cache
 from yangtuo.weights import loading
 
+T = TypeVar("T")
 MAX_ROWS = 16
 """Requests that are computed at a time where nothing else is said."""
 _PREFILL_TOKENS = 4096
@@ -47,14 +50,22 @@ def load_model(directory: Path, adapter: Path | None = None) -> PreTrainedModel:
     return load_adapted(directory, {"default": adapter} if adapter else {})
 
 
-def load_adapted(directory: Path, adapters: Mapping[str, Path]) -> PreTrainedModel:
-    """The model of `directory` with all `adapters`, by name, loaded on it; the first is active."""
+def load_adapted(directory: Path, adapters: Mapping[str, Path], dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of `directory` with all `adapters`, by name, loaded on it; the first is active.
+
+    `dtype`: of all weights; float32 where None is given, and on a GPU that of each stored one.
+    """
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(_load, directory, adapters, dtype).result()
+
+
+def _load(directory: Path, adapters: Mapping[str, Path], dtype: torch.dtype | None) -> PreTrainedModel:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: Any = loading.load_model(directory, dtype="auto" if device == "cuda" else torch.float32)
+    model: Any = loading.load_model(directory, dtype=dtype or ("auto" if device == "cuda" else torch.float32))
     for name, adapter in adapters.items():
         model = loading.load_adapter(model, adapter, name=name)
-    model.eval().to(device)
+    model.eval().to(device=device, dtype=dtype)
     return model  # type: ignore[no-any-return]
 
 
@@ -106,9 +117,8 @@ class TransformersEngine:
         self._waiting: deque[_Job] = deque()
         self._running: dict[str | None, Rows[_Job]] = {}
         self._lock = threading.Lock()
-        self._computing = threading.Lock()
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        self._closed = self._is_stepping = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="yangtuo-engine")
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
         """Queues a prompt, see `Engine.submit`."""
@@ -120,34 +130,46 @@ class TransformersEngine:
             if self._closed:
                 raise EngineError("the engine has been stopped")
             self._waiting.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="yangtuo-engine", daemon=True)
-                self._thread.start()
+            if not self._is_stepping:
+                self._is_stepping = True
+                self._thread.submit(self._step)
 
         def cancel() -> None:
             job.is_cancelled = True
 
         return cancel
 
-    @torch.inference_mode()
     def score(self, ids: Sequence[int], logprobs: int, adapter: str | None = None) -> list[Token]:
         """Each of `ids` with its probability, see `Engine.score`."""
-        self._require_readable(ids)
-        with self._computing:
-            self._activate(adapter or self._usual)
+
+        def compute() -> list[Token]:
             logits = self._model(torch.tensor([list(ids)], device=self._model.device), use_cache=False).logits[0]
             rows = zip(logits[:-1], ids[1:], strict=True)
             return [Token(ids[0]), *(report(row.float().cpu(), token, logprobs) for row, token in rows)]
 
-    @torch.inference_mode()
+        return self._between(compute, ids, adapter)
+
     def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """The mean of the last hidden states, see `Engine.embed`."""
-        self._require_readable(ids)
-        with self._computing:
-            self._activate(adapter or self._usual)
+
+        def compute() -> list[float]:
             inputs = torch.tensor([list(ids)], device=self._model.device)
             states = self._model(inputs, use_cache=False, output_hidden_states=True).hidden_states[-1][0].float()
             return torch.nn.functional.normalize(states.mean(0), dim=0).tolist()
+
+        return self._between(compute, ids, adapter)
+
+    def _between(self, compute: Callable[[], T], ids: Sequence[int], adapter: str | None) -> T:
+        """What `compute` gives with `adapter` active, on the engine's thread, between two tokens of what runs."""
+        self._require_readable(ids)
+
+        def work() -> T:
+            with torch.inference_mode():
+                self._activate(adapter or self._usual)
+                return compute()
+
+        self.check()
+        return self._thread.submit(work).result()
 
     def check(self) -> None:
         """Raises `EngineError` once the engine is closed."""
@@ -158,9 +180,7 @@ class TransformersEngine:
         """Ends all requests and the thread."""
         with self._lock:
             self._closed = True
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._thread.shutdown()
 
     def _require_readable(self, prompt: Sequence[int]) -> None:
         """Raises `UnsupportedError` for running text to a model that reads nothing but prompts."""
@@ -181,31 +201,29 @@ class TransformersEngine:
         self._model.base_model.enable_adapter_layers()
         self._model.set_adapter(adapter)
 
-    def _run(self) -> None:
-        """The thread: computes a token of everything that runs, again and again, and ends when nothing is left."""
+    def _step(self) -> None:
+        """Computes a token of everything that runs, on the engine's thread, and queues itself while there is more."""
         is_done = False
         try:
-            while self._admit():
-                try:
-                    self._work()
-                except (RuntimeError, ValueError, TypeError, IndexError, EngineError) as error:
-                    # One bad step must not take the server along: those that were in it are told, the next go on.
-                    told = EngineError("the engine failed", found=f"{type(error).__name__}: {error}")
-                    told.__cause__ = error
-                    self._end_all(self._jobs(), error if isinstance(error, EngineError) else told)
-                    self._running.clear()
+            self._admit()
+            try:
+                self._work()
+            except (RuntimeError, ValueError, TypeError, IndexError, EngineError) as error:
+                # One bad step must not take the server along: those that were in it are told, the next go on.
+                told = EngineError("the engine failed", found=f"{type(error).__name__}: {error}")
+                told.__cause__ = error
+                self._end_all(self._jobs(), error if isinstance(error, EngineError) else told)
+                self._running.clear()
             is_done = True
         finally:
-            if not is_done:
-                with self._lock:
-                    self._abandon()
-
-    def _abandon(self) -> None:
-        """Tells all that nothing more will come; the lock is held."""
-        self._thread = None
-        self._end_all([*self._jobs(), *self._waiting], EngineError("the engine has been stopped"))
-        self._running.clear()
-        self._waiting.clear()
+            with self._lock:
+                self._is_stepping = is_done and not self._closed and bool(self._waiting or self._running)
+                if self._is_stepping:
+                    self._thread.submit(self._step)
+                else:  # nothing is left, or will come
+                    self._end_all([*self._jobs(), *self._waiting], EngineError("the engine has been stopped"))
+                    self._running.clear()
+                    self._waiting.clear()
 
     def _jobs(self) -> list[_Job]:
         return [job for rows in self._running.values() for job in rows.jobs]
@@ -214,30 +232,25 @@ class TransformersEngine:
         for job in jobs:
             job.end(None, error)
 
-    def _admit(self) -> bool:
-        """Moves waiting requests into the free rows; false where nothing is left to do, or the engine is closed."""
+    def _admit(self) -> None:
+        """Moves waiting requests into the free rows."""
         with self._lock:
             for job in [job for job in self._waiting if job.is_cancelled]:
                 self._waiting.remove(job)
                 job.end("cancelled")
-            if self._closed or not (self._waiting or self._running):
-                self._abandon()  # the thread ends under the lock: whoever submits next starts another
-                return False
-            free = self._max_rows - len(self._jobs())
+            free = 0 if self._closed else self._max_rows - len(self._jobs())
             admitted = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
             for job in admitted:
                 self._running.setdefault(job.adapter, Rows()).jobs.append(job)
-        return True
 
     @torch.inference_mode()
     def _work(self) -> None:
         for adapter, rows in list(self._running.items()):
-            with self._computing:
-                self._activate(adapter)
-                if self._batches:
-                    self._advance(rows)
-                else:
-                    self._generate_alone(rows.jobs[0])
+            self._activate(adapter)
+            if self._batches:
+                self._advance(rows)
+            else:
+                self._generate_alone(rows.jobs[0])
             rows.drop([job.is_done for job in rows.jobs])
             if not rows.jobs:
                 del self._running[adapter]
@@ -264,7 +277,7 @@ class TransformersEngine:
     def _forward(self, rows: Rows[_Job], jobs: Sequence[_Job], ids: torch.Tensor, mask: torch.Tensor) -> None:
         device = self._model.device
         mask, positions = self._places(jobs, rows.extend_mask(mask.to(device)), ids.shape[1])
-        cache = rows.cache if rows.cache is not None else DynamicCache()
+        cache = rows.cache if rows.cache is not None else new_cache()
         output = self._model(
             ids.to(device),
             attention_mask=mask,

@@ -48,7 +48,9 @@ class VllmEngine:
     name = "vLLM"
     extra_settings = _EXTRA
 
-    def __init__(self, model: Path, adapters: Mapping[str, Path], *, on_gpu: bool, max_rank: int = 64) -> None:
+    def __init__(
+        self, model: Path, adapters: Mapping[str, Path], *, on_gpu: bool, dtype: str = "auto", max_rank: int = 64
+    ) -> None:
         python = find_python()
         if python is None:
             raise ConfigError(
@@ -66,8 +68,7 @@ class VllmEngine:
         command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1"]
         command += ["--port", str(port), "--served-model-name", _BASE, "--enforce-eager", "--max-logprobs", "20"]
         command += ["--generation-config", "vllm"]
-        if not on_gpu:
-            command += ["--dtype", "float32"]
+        command += ["--dtype", "float32" if dtype == "auto" and not on_gpu else dtype]
         if adapters:
             command += ["--enable-lora", "--max-lora-rank", str(max_rank), "--lora-modules"]
             command += [f"{name}={path}" for name, path in adapters.items()]

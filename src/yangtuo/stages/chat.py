@@ -19,7 +19,7 @@ def run(config: ChatConfig) -> str | None:
         raise ConfigError("--once needs a text", found="an empty one")
     plain = not _has_template(config) if config.with_prompt is None else not config.with_prompt
     # A text that is continued needs no template, and the one that is named is never looked at.
-    opened = open_conversations(config.model, config.adapter, config.engine, "alpaca" if plain else None)
+    opened = open_conversations(config.model, config.adapter, config.engine, "alpaca" if plain else None, config.dtype)
     sampling = Sampling(max_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed)
     talk = Talk(next(iter(opened.conversations.values())), sampling, plain, config.system)
     try:

@@ -47,7 +47,7 @@ def run(config: PredictConfig) -> dict[str, object]:
 
 def _settings(config: PredictConfig, source: Path) -> dict[str, Any]:
     """What the answers depend on."""
-    names = ("server", "template", "max_new_tokens", "temperature", "seed")
+    names = ("server", "template", "dtype", "max_new_tokens", "temperature", "seed")
     settings: dict[str, Any] = {name: getattr(config, name) for name in names}
     settings |= {"model": config.model, "input": content_fingerprint(source), "version": yangtuo.__version__}
     if config.server is None and config.model is not None:
@@ -66,7 +66,7 @@ def _asking(config: PredictConfig) -> AbstractContextManager[Ask]:
 @contextmanager
 def _local(config: PredictConfig) -> Iterator[Ask]:
     assert config.model is not None
-    opened = open_conversations(config.model, config.adapter, config.engine, config.template)
+    opened = open_conversations(config.model, config.adapter, config.engine, config.template, config.dtype)
     conversation = next(iter(opened.conversations.values()))
     sampling = Sampling(max_tokens=config.max_new_tokens, temperature=config.temperature)
 

@@ -27,7 +27,7 @@ def run(config: ServeConfig) -> dict[str, object]:
     if config.host not in _LOOPBACK and not keys:
         console.warn(f"{config.host} can be reached from elsewhere, and no --api-key is set")
     listening = listen(config.host, config.port)
-    opened = open_conversations(config.model, config.adapter, config.engine, config.template)
+    opened = open_conversations(config.model, config.adapter, config.engine, config.template, config.dtype)
     front = Front(opened.conversations, keys, config.max_waiting, config.timeout)
 
     def stop() -> None:

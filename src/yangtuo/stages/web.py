@@ -72,7 +72,7 @@ def _server(config: WebConfig) -> Iterator[tuple[str, str]]:
     from yangtuo.serving.server import in_background, listen
 
     assert config.model is not None
-    opened = open_conversations(config.model, config.adapter, config.engine, config.template)
+    opened = open_conversations(config.model, config.adapter, config.engine, config.template, config.dtype)
     key, listening = secrets.token_hex(16), listen("127.0.0.1", 0)
     try:
         with in_background(Front(opened.conversations, [key]).app(), listening):
