@@ -168,8 +168,10 @@ class TransformersEngine:
                 self._activate(adapter or self._usual)
                 return compute()
 
-        self.check()
-        return self._thread.submit(work).result()
+        with self._lock:
+            self.check()
+            result = self._thread.submit(work)
+        return result.result()
 
     def check(self) -> None:
         """Raises `EngineError` once the engine is closed."""
