@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from yangtuo.config import ConvertConfig, InspectConfig
-from yangtuo.errors import ConfigError, UserError
+from yangtuo.errors import ConfigError, FileError, UserError
 from yangtuo.inference import cache, opening
 from yangtuo.inference.adapters import reasons_to_merge
 from yangtuo.inference.engine import Sampling, generate
@@ -101,6 +103,16 @@ def test_why_an_engine_cannot_load_an_adapter(pico_model: Path, adapters: list[P
     assert "DoRA" in str(reasons_to_merge(dora)["vllm"]) and "DoRA" in str(reasons_to_merge(dora)["llama.cpp"])
     said = inspect.run(InspectConfig(path=str(dora)))["unmerged"]
     assert said["transformers"] == "yes" and "DoRA" in said["vllm"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("values", [{"modules_to_save": 1}, {"trainable_token_indices": "((("}, {"use_dora": []}])
+def test_settings_of_other_types_are_named(adapters: list[Path], tmp_path: Path, values: dict[str, object]) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(adapters[0], copy)
+    config = copy / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | values))
+    with pytest.raises(FileError, match="adapter_config"):
+        reasons_to_merge(copy)
 
 
 def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ class BlockDataset:
         shape = (self.num_blocks, self.block_size)
         width, count = np.dtype(sizes["dtype"]).itemsize, self.num_blocks * self.block_size
         _check_size(self.path / "tokens.bin", count * width)
-        _check_size(self.path / "starts.bin", None)
+        _check_size(self.path / "starts.bin", 8 * count, up_to=True)
         if sizes["masked"]:
             _check_size(self.path / "learned.bin", count)
         self._tokens = np.memmap(self.path / "tokens.bin", sizes["dtype"], "r", shape=shape)
@@ -415,14 +415,14 @@ def _require_ids(file: Path, ids: npt.NDArray[Any], vocabulary_size: int) -> Non
         )
 
 
-def _check_size(file: Path, num_bytes: int | None) -> None:
-    """Raises `FileError` unless a file of a dataset is as long as its index says."""
+def _check_size(file: Path, num_bytes: int, *, up_to: bool = False) -> None:
+    """Raises `FileError` unless a file of a dataset is as long as its index says, or `up_to` as long."""
     size = files.check_input(file)
-    is_whole = size > 0 and size % 8 == 0 if num_bytes is None else size == num_bytes
+    is_whole = 0 < size <= num_bytes and size % 8 == 0 if up_to else size == num_bytes
     if not is_whole:
         raise FileError(
             f"{file} is damaged",
             found=f"{size:,} bytes",
-            expected="eight for each document" if num_bytes is None else f"{num_bytes:,}",
+            expected=f"eight for each document, at most {num_bytes:,}" if up_to else f"{num_bytes:,}",
             run=f"yangtuo inspect {file.parent} --verify, or yangtuo prepare again",
         )

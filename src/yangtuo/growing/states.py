@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from accelerate import cpu_offload, init_empty_weights
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from yangtuo import console
 from yangtuo.weights.checkpoint import Tensors
-from yangtuo.weights.shape import FAMILIES, USUAL, resolve_shape
+from yangtuo.weights.shape import FAMILIES, USUAL, resolve_shape, text_config
 
 _AT_ONCE = 16  # windows in a forward pass
 _LOWER = 0.25  # of all layers
@@ -100,8 +100,7 @@ def _embedding_scale(backbone: Any) -> float:
 def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
     """A model below its head, without values, and what its parameters' names begin with."""
     with init_empty_weights(include_buffers=False):
-        settings = AutoConfig.for_model(**config)
-        model: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: Any = AutoModelForCausalLM.from_config(text_config(config), dtype=dtype)  # type: ignore[no-untyped-call]
     return getattr(model, model.base_model_prefix), f"{model.base_model_prefix}."
 
 

@@ -9,8 +9,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
-from yangtuo.weights.adapter import CONFIG_FILE
-from yangtuo.weights.checkpoint import read_json
+from yangtuo.weights.adapter import CONFIG_FILE, read_config
 
 EngineName = Literal["transformers", "vllm", "llama.cpp"]
 ENGINES: tuple[EngineName, ...] = ("transformers", "vllm", "llama.cpp")
@@ -23,7 +22,7 @@ def reasons_to_merge(adapter: Path, base: Path | None = None) -> dict[EngineName
     """
     if not (adapter / CONFIG_FILE).is_file():
         return dict.fromkeys(ENGINES, "it is no directory as PEFT writes it")
-    config = read_json(adapter / CONFIG_FILE)
+    config = read_config(adapter / CONFIG_FILE)
     grown = _grown(adapter, base) if base else None
     return {
         "transformers": grown,

@@ -104,7 +104,7 @@ def _describe_model_tokenizer(path: Path) -> dict[str, Any]:
 def _describe_adapter(path: Path) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         path = adapter.unpacked(path, Path(scratch))
-        values = checkpoint.read_json(path / adapter.CONFIG_FILE)
+        values = adapter.read_config(path / adapter.CONFIG_FILE)
         options = ("use_rslora", "use_dora", "fan_in_fan_out")
         facts: dict[str, Any] = {
             "method": str(values.get("peft_type")),

@@ -150,7 +150,7 @@ def open_adapter(path: Path, name: str, scratch: Path) -> Adapter:
             found=", ".join(sorted(file.name for file in path.iterdir())[:8]) if path.is_dir() else "nothing",
             expected=f"a directory with {CONFIG_FILE} and adapter_model.safetensors (or .bin), or a zip of one",
         )
-    config = _read_config(path / CONFIG_FILE)
+    config = read_config(path / CONFIG_FILE)
     raise_all(_unmergeable(config, name))
     tensors = open_tensors(path)
     updates = _read_updates(tensors, config, name)
@@ -177,7 +177,7 @@ class AdapterConfig(TypedDict, total=False):
     fan_in_fan_out: bool | None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The content of an adapter_config.json; raises `FileError` for other types, and for expressions that are none.
 
     Module names are matched against them here and in PEFT, by Python's matcher, which some keep busy for ever: such as

@@ -78,13 +78,13 @@ class GgufTensors:
         check_header(path)
         try:
             self._reader = library().GGUFReader(path, "c")  # copy-on-write: torch wants memory that it might write
+            self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
         except (ValueError, OSError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise WeightsError(
                 f"{path} is no GGUF file that can be read",
                 found=f"{error} ({path.stat().st_size:,} bytes)",
                 expected="the whole file as published",
             ) from error
-        self.metadata = {name: field.contents() for name, field in self._reader.fields.items()}
         files.check(self.metadata, f"the metadata of {path}", Metadata)
         self._raw = {tensor.name: tensor for tensor in self._reader.tensors}
         architecture = self.metadata.get("general.architecture")

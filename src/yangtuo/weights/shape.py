@@ -184,7 +184,7 @@ def text_config(config: Mapping[str, Any]) -> Any:
             expected="a model_type of transformers, such as llama, mistral, qwen2, gemma or phi",
         )
     values = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    if not isinstance(values.get("pad_token_id", 0), int) or values.get("pad_token_id", 0) < 0:
+    if isinstance(values.get("pad_token_id"), int) and values["pad_token_id"] < 0:
         values.pop("pad_token_id")  # LLaMA's first conversions said -1
     try:
         settings = AutoConfig.for_model(kind, **values)
