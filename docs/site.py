@@ -18,7 +18,14 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-OUTSIDE = ("*.md", "recipes/*.yaml", "benchmarks/results/*.md", "examples/**/*.md", "src/**/README.md")
+OUTSIDE = (
+    "*.md",
+    "recipes/*.yaml",
+    "benchmarks/results/*.md",
+    "examples/**/*.md",
+    "examples/*.html",
+    "src/**/README.md",
+)
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s#]+)(?=[)#])")
 
 
