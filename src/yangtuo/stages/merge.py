@@ -55,8 +55,7 @@ def run(config: MergeConfig) -> Artifact:
         for role, model in zip(("tuned", "tuned from"), pair, strict=True)
     }
     with draft(config, Kind.MODEL, {"base": base, **roles}) as made:
-        opened = _open_adapters(sources, made.path / _SCRATCH)
-        adapters = [scaled(adapter, config.lora_scale) for adapter in opened]
+        adapters = [scaled(one, config.lora_scale) for one in _open_adapters(sources, made.path / _SCRATCH)]
         raise_all([error for adapter in adapters for error in non_finite(adapter)])
         vectors = [
             task_vector(open_model(pair[0]), open_model(pair[1]), open_model(base), config.scale) for pair in pairs
