@@ -268,7 +268,8 @@ def train(work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: lis
 def measure(model: torch.nn.Module, sources: list[HeldOut]) -> dict[str, float]:
     """Bits per byte of each source."""
     dtype = loop.compute_dtype("auto")
-    packed = [held_out.pack(source, BLOCK, BATCH, sum(map(len, source.documents))) for source in sources]
+    twice = [2 * sum(map(len, source.documents)) for source in sources]  # windows overlap by half
+    packed = [held_out.pack(source, BLOCK, BATCH, tokens) for source, tokens in zip(sources, twice, strict=True)]
     return held_out.bits_per_byte(
         model,
         packed,

@@ -165,16 +165,18 @@ def run(
 
     file = catalog.find(recipe)
     plan = pipeline.load(file, set)
-    pipeline.show(plan)
+    if dry_run:
+        pipeline.show(plan)
     if launcher.rank() == 0:
         pipeline.require_inputs(plan)
     with _only_result_on_stdout(json):
         results = {} if dry_run else pipeline.execute(plan, stage_function)
     if launcher.rank() > 0:
         return None
+    values: dict[str, Any] = plan.to_dict() if dry_run and json else {}
     if results:
-        console.note(f"report: {pipeline.write_report(plan, results, f'run of {file.stem}', '配方运行')}")
-    values = {name: str(artifact.path) for name, artifact in results.items()} or (plan.to_dict() if json else {})
+        report = pipeline.write_report(plan, results, f"run of {file.stem}", "配方运行")
+        values = {name: str(artifact.path) for name, artifact in results.items()} if json else {"report": report}
     return _finished(values, json, "the same command without --dry-run" if dry_run else plan.next_command())
 
 

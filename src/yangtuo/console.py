@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.text import Text
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False, soft_wrap=True)
+_details = stderr  # where details go: the log of a recipe while its steps run
 _ROWS = 24  # of a table: what is shown fits a screen, what is written has all
 _EVERY = 60.0  # seconds between the lines of a step where there is no terminal for a bar
 
@@ -49,6 +51,27 @@ def plain(text: str) -> str:
 def note(message: str) -> None:
     """Prints one line of information to stderr."""
     stderr.print(plain(message), markup=False)
+
+
+def detail(message: str | Table) -> None:
+    """Prints to stderr what a verb says beside its results; while a recipe runs, into its log: a run fits a screen."""
+    _details.print(plain(message) if isinstance(message, str) else message, markup=False)
+
+
+@contextmanager
+def details_in(log: Path) -> Iterator[None]:
+    """Sends details to the end of `log` while inside."""
+    global _details
+    if stderr.quiet:  # another process writes it
+        yield
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        _details = Console(file=file, highlight=False, soft_wrap=True, width=120)
+        try:
+            yield
+        finally:
+            _details = stderr
 
 
 def warn(message: str) -> None:

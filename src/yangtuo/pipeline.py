@@ -38,6 +38,7 @@ from yangtuo.errors import ConfigError, FileError, OutputError, UserError, raise
 from yangtuo.page import Section
 
 _COSTS = "costs.json"
+_LOG = "log.txt"
 _WIDTH = 200  # characters of a step's options in the plan that is shown; --json has all
 # A step's name is a directory's, and stays inside the recipe's output.
 StepName = Annotated[str, Field(pattern=r"^\w[\w.+-]*$", max_length=200)]
@@ -137,12 +138,13 @@ def show(plan: Plan) -> None:
 
 
 def execute(plan: Plan, stage_function: StageFunction) -> dict[str, Artifact]:
-    """Runs the steps in order and returns their artifacts by step name.
+    """Runs the steps in order and returns their artifacts by step name; what they say in detail is in `log.txt`.
 
     `stage_function` gives a verb's `run`. Under a launcher all processes take part in training, and the main one alone
     does the rest. Raises `OutputError` where a step's output exists but was made from other options or inputs, naming
     it and all steps that depend on it, and any refusal of a training step that can be known beforehand.
     """
+    console.note(f"{plan.recipe} → {plan.output}, {len(plan.steps)} steps; what they say in detail: {_LOG} there")
     training = [step.config for step in plan.steps if isinstance(step.config, TrainingConfig)]
     if not training:
         return {} if launcher.rank() > 0 else {step.name: _run_step(plan, step, stage_function) for step in plan.steps}
@@ -167,7 +169,8 @@ def _run_step(plan: Plan, step: Step, stage_function: StageFunction) -> Artifact
         output = step.config.output_path()
         return Artifact(output, read_manifest(output))
     console.note(f"{label}: yangtuo {step.config.verb}")
-    with _cost_noted(plan.output, step.name):
+    with _cost_noted(plan.output, step.name), console.details_in(plan.output / _LOG):
+        console.detail(f"{label}: yangtuo {step.config.verb} {_summary(step.config)}")
         return stage_function(step.config.verb)(step.config)
 
 

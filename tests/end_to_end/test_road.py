@@ -59,8 +59,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(recipe: Path, output: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "yangtuo", "run", str(recipe), "--set", f"output={output}"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
@@ -68,7 +68,7 @@ def start(recipe: Path, output: Path) -> subprocess.Popen[str]:
 
 def finish(recipe: Path, output: Path) -> str:
     process = start(recipe, output)
-    _, messages = process.communicate()
+    messages, _ = process.communicate()
     assert process.returncode == 0, messages
     return messages
 
@@ -93,7 +93,9 @@ def kill_when(process: subprocess.Popen[str], seen: Path, pattern: str) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(recipe: Path) -> Path:
     output = recipe.parent / "out"
-    finish(recipe, output)
+    said = [line for line in finish(recipe, output).splitlines() if ", about " not in line]  # one a minute
+    assert len(said) <= 40, "a whole run fits a screen"
+    assert "held-out text uses" in (output / "log.txt").read_text("utf-8"), "the rest is kept"
     return output
 
 
@@ -107,7 +109,7 @@ def test_the_road_learns_chinese(uninterrupted: Path) -> None:
 def test_nothing_but_artifacts_is_left(uninterrupted: Path) -> None:
     names = {path.name for path in uninterrupted.iterdir()}
     assert not [name for name in names if name.startswith(".")]
-    page = {"report.html", "costs.json"}  # the run's own
+    page = {"report.html", "costs.json", "log.txt"}  # the run's own
     assert page <= names and all((uninterrupted / name / "yangtuo.json").is_file() for name in names - page)
 
 

@@ -28,7 +28,7 @@ def run(config: ConvertConfig) -> Artifact:
     checkpoint = open_checkpoint(source.path)
     tokenizer = checkpoint.tokenizer
     dtype = None if config.dtype == "keep" else getattr(torch, config.dtype)
-    console.note(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
+    console.detail(f"{source.path}: {checkpoint.layout}, {len(checkpoint.tensors.names())} tensors")
     lossy = {} if checkpoint.quantization is None else {"source_quantization": checkpoint.quantization}
     if lossy:
         console.warn(

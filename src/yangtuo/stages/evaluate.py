@@ -183,7 +183,7 @@ def _show(suite: str, summary: Results, comparisons: Results) -> None:
         [f"{data}  {key}{console.meaning(key)}", *(row[data].get(key, "") for row in headlines.values())]
         for data, key in rows
     ]
-    console.stderr.print(console.table(suite, ["", *headlines], cells))
+    console.detail(console.table(suite, ["", *headlines], cells))
     for name, row in comparisons.items():
         for data, values in row.items():
             console.note(f"{name}, {data}: {forgetting.sentence(values)}")

@@ -78,7 +78,7 @@ def run(config: ExpandConfig) -> Artifact | dict[str, Any]:
             },
         )
     num_rows = start.grown.shape(start.grown.embedding)[0]
-    console.note(f"{num_kept:,} rows kept, {len(sources):,} new: {num_rows:,} rows for as many pieces")
+    console.detail(f"{num_kept:,} rows kept, {len(sources):,} new: {num_rows:,} rows for as many pieces")
     return made.artifact
 
 
@@ -205,7 +205,7 @@ def _learn(
         init = "distil"
         tokens = distil(checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, progress, config.seed)
     elif config.init is None:
-        console.note("the base does not read the new language by its own pieces: there is nothing to distil")
+        console.detail("the base does not read the new language by its own pieces: there is nothing to distil")
     after = {
         name: grown_bits(checkpoint.config, start.grown, windows) / num_bytes[name] for name, windows in groups.items()
     }

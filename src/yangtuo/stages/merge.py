@@ -125,10 +125,10 @@ def _proving_text(given: str) -> str:
     if is_file:
         documents = read_documents(Path(given).expanduser())
         text = next((document.text for document in documents if document.text.strip()), "")[:_PROVED]
-        console.note(f"--prove: the first {len(text):,} characters of the file {given}")
+        console.detail(f"--prove: the first {len(text):,} characters of the file {given}")
     else:
         text = given
-        console.note(f"--prove: the text itself, {len(text):,} characters; there is no file of that name")
+        console.detail(f"--prove: the text itself, {len(text):,} characters; there is no file of that name")
     if not text.strip():
         raise ConfigError("--prove needs a text", found="an empty one", expected="a sentence in the model's language")
     return text

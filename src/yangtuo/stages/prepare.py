@@ -142,7 +142,7 @@ def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> Non
     """Says what a user should know of a source; raises `DataError` where nothing of it is left."""
     for encoding, number in found["encodings"].items():
         if encoding != "utf-8":
-            console.note(f"{source.path}: {number} documents read as {encoding.upper()}")
+            console.detail(f"{source.path}: {number} documents read as {encoding.upper()}")
     if not found["documents"] and not found["encodings"]:
         raise DataError(
             f"{source.path} holds no text",
@@ -160,7 +160,7 @@ def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> Non
             run="the same command with --documents line",
         )
     asked, real = config.held_out, found["held_out_share"]
-    console.note(
+    console.detail(
         f"{source.name}: {found['text_tokens']:,} tokens of text in {found['documents']:,} documents; "
         f"{found['held_out_tokens']:,} held out ({real:.1%}), {found['tokens']:,} to train on"
     )

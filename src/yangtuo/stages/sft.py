@@ -54,7 +54,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     read_columns(config.columns)
     split_sources("--data", [reference for reference in config.data if split_source(reference).is_named])
     template = get_template(config.template, model.path)
-    console.note(f"template: {template.name}" + ("" if config.template else ", as none was given"))
+    console.detail(f"template: {template.name}" + ("" if config.template else ", as none was given"))
     if own_template(model.path) not in (None, template.jinja):
         console.warn(
             f"{template.name} replaces the model's own template, in which it was asked so far; to keep that "
@@ -140,7 +140,7 @@ def _write_blocks(config: SftConfig, made: Draft, template: Template, encoder: E
     directory.mkdir()
     account = _build(config, directory, template, encoder)
     for line in account_lines(account):
-        console.note(line)
+        console.detail(line)
     account_file.write_text(json.dumps(account, ensure_ascii=False), encoding="utf-8")
     return account
 

@@ -81,7 +81,7 @@ def _report(findings: Audit) -> None:
         for name, row in ((name, amount.to_dict()) for name, amount in findings.by_script.items())
         if row["characters"]
     ]
-    console.stderr.print(
+    console.detail(
         console.table("Characters per token (more: shorter text)", ["lines in", "characters", "base", "new"], rows)
     )
     if not findings.num_compared:
@@ -90,6 +90,6 @@ def _report(findings: Audit) -> None:
         changed = ", ".join(f"{name} {amount.num_changed:,}" for name, amount in findings.by_file.items())
         console.warn(f"pieces may be made of English letters; lines that are cut otherwise, by file: {changed}")
     if findings.leading_spaces:
-        console.note(f"{findings.leading_spaces:,} new pieces start with a space, as words of their script do")
+        console.detail(f"{findings.leading_spaces:,} new pieces start with a space, as words of their script do")
     if findings.leading_blank:
         console.warn(f"{len(findings.leading_blank):,} new pieces start with a space that their script does not write")

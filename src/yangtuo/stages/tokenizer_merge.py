@@ -71,8 +71,8 @@ def _report(config: TokenizerMergeConfig, outcome: Outcome) -> None:
             "Chinese lines differently, and English and digits that the pieces contain change"
         )
     if outcome.closed:
-        console.note(f"{len(outcome.closed):,} of them are intermediates without which others could not be reached")
+        console.detail(f"{len(outcome.closed):,} of them are intermediates without which others could not be reached")
     if outcome.out_of_script:
-        console.note(f"{len(outcome.out_of_script):,} pieces of other characters were left out (see --script)")
+        console.detail(f"{len(outcome.out_of_script):,} pieces of other characters were left out (see --script)")
     if outcome.unreachable:
         console.warn(f"{len(outcome.unreachable):,} pieces that merges cannot reach were left out")

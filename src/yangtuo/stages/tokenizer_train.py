@@ -65,7 +65,7 @@ def _widened(tokenizer: Base, lines: list[str], scripts: Scripts, widen: bool) -
         return tokenizer
     wider = tokenizer.widened(scripts) if widen or (ceiling and ceiling < _LOW_CEILING) else tokenizer
     beyond = wider.ceiling(lines) or 0.0
-    console.note(
+    console.detail(
         f"the base's pre-tokenizer parts this text every {ceiling:.2f} characters, and no piece goes beyond that"
         + (f"; words kept whole (--widen): {beyond:.2f}" if beyond > _WORTH_WIDENING * (ceiling or 0) else "")
     )
@@ -94,8 +94,8 @@ class _Task:
         figures = [sum(map(len, lines)) / max(sum(map(len, ids)), 1) for ids in (old, new)]
         advice = advise(figures[0], figures[1], rows, config.training_tokens)
         console.note(f"{learned.num_pieces:,} new pieces, {learned.num_characters:,} of them single characters")
-        console.note(f"held-out text uses {len(used):,} of {rows:,} new rows ({len(used) / max(rows, 1):.0%})")
-        console.note(advice.text)
+        console.detail(f"held-out text uses {len(used):,} of {rows:,} new rows ({len(used) / max(rows, 1):.0%})")
+        console.detail(advice.text)
         ceiling = self.tokenizer.ceiling(lines) if lines else None
         return {
             "pieces": learned.num_pieces,

@@ -124,7 +124,7 @@ class ProgressCallback(TrainerCallback):
         if done == _SPEED_AFTER:
             a_step = max(time.monotonic() - self._started, 1e-9) / done
             left = console.duration(a_step * (self._run.num_steps - step))
-            console.note(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
+            console.detail(f"about {left} left, at {self._run.tokens_a_step / a_step:,.0f} tokens a second")
         if step % self._run.eval_every == 0 or step == self._run.num_steps:
             self._take_measures(step)
             control.should_training_stop |= self.ended is not None

@@ -93,7 +93,7 @@ def train(
         )
         made = plan.plan_run(model, settings, len(blocks), block_size)
         for line in (*made.lines(), *plan.measuring(measures, run.eval_every, num_steps)):
-            console.note(line)
+            console.detail(line)
         callback = _drive(trainer, run, resumed)
         return _finish(trainer, run, settings, callback)
 
