@@ -35,6 +35,9 @@ def parse_model(data: bytes, name: str) -> Any:
         raise _not_a_model(name, data, str(error).strip().splitlines()[-1]) from error
     if not complete:
         raise _not_a_model(name, data, "no trainer settings or no pieces: cut short, or another format")
+    broken = next((index for index, piece in enumerate(proto.pieces) if not isinstance(piece.piece, str)), None)
+    if broken is not None:  # protobuf gives a text that is no UTF-8 as bytes
+        raise _not_a_model(name, data, f"piece {broken:,} is no UTF-8: {proto.pieces[broken].piece[:20]!r}")
     return proto
 
 
