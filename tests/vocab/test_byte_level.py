@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import regex
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from yangtuo.errors import VocabularyError
@@ -137,6 +140,34 @@ def test_a_widened_pre_tokenizer_keeps_words_whole_and_changes_nothing_else(
     assert merge_by_merge(merged.content)(HINDI) == encoder.encode_batch(HINDI)
     assert any(regex.search(r"\p{L}\p{M}\p{L}", piece) for piece in merged.added), "over a vowel sign"
     assert [encoder.decode(encoder.encode(text)) for text in HINDI] == HINDI
+
+
+LLAMA_3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("split", [None, LLAMA_3_SPLIT])
+def test_english_right_behind_a_mark_is_cut_as_before(pico_byte_level: Path, split: str | None) -> None:
+    """The base takes a mark and the signs behind it as one run: what follows that run begins a word of its own."""
+    base = json.loads((pico_byte_level / "tokenizer.json").read_text("utf-8"))
+    if split:
+        pattern = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+        letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        base["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [pattern, letters]}
+    for first in ("की", "हूँ", "क\u200d"):
+        for behind in ("'s", "(name)", "_file", ".\n\nx", "abc", '"it', " (x)", "12"):
+            assert _signs_and_letters(widen(base, DEVANAGARI), first + behind) == _signs_and_letters(
+                base, first + behind
+            )
+
+
+def _signs_and_letters(content: Mapping[str, Any], text: str) -> list[str]:
+    """The words of `text`, of each what is ASCII: in byte-level writing all else stands for other bytes."""
+    words = Tokenizer.from_str(json.dumps(content)).pre_tokenizer.pre_tokenize_str(text)
+    told = ["".join(filter(str.isascii, word.replace("Ċ", "\n"))) for word, _ in words]
+    return [word for word in told if word]
 
 
 def test_a_pre_tokenizer_that_cannot_be_widened_is_named(pico_byte_level: Path) -> None:

@@ -8,6 +8,7 @@ in text of other scripts. Knows no directory layout.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -29,6 +30,7 @@ from yangtuo.vocab.learn import (
 from yangtuo.vocab.scripts import Scripts
 
 Merge = tuple[str, str]
+_SIGNS = re.compile(r"\[\^\\s\\p\{L\}\\p\{N\}\]\+(\[[^\]]*\]\*)?")  # the alternative of a split for runs of signs
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """How ByteLevel parts words with `use_regex`, from GPT-2's encoder.py."""
 _MAX_MISSING_BYTES = 56  # SmolLM2 lacks 21 bytes, which only rare or invalid UTF-8 holds
@@ -80,8 +82,9 @@ def chars_per_word(content: Mapping[str, Any], lines: Sequence[str]) -> float:
 def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
     """The tokenizer.json `content` with a pre-tokenizer that keeps words of `scripts` whole, with marks and joiners.
 
-    All other text is parted as before. Raises `VocabularyError` where the pre-tokenizer is none that this can be done
-    with. llama.cpp knows pre-tokenizers by name, and none of these.
+    All other text is parted as before: signs right after a mark were one run with it, and stay a run of their own.
+    Raises `VocabularyError` where the pre-tokenizer is none that this can be done with. llama.cpp knows pre-tokenizers
+    by name, and none of these.
     """
     codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000 and scripts.letter.match(chr(code))]
     edges = [codes[0], *(edge for a, b in pairwise(codes) if b != a + 1 for edge in (a, b)), codes[-1]]
@@ -91,9 +94,10 @@ def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     for one in step.get("pretokenizers", [step]):
         if one["type"] == "ByteLevel" and one.get("use_regex", True) and not one["add_prefix_space"]:
-            steps += [_split(word + _GPT2_SPLIT), {**one, "use_regex": False}]
+            steps += [_split(_after_marks(_GPT2_SPLIT) + word + _GPT2_SPLIT), {**one, "use_regex": False}]
         elif one["type"] == "Split" and "Regex" in one["pattern"] and one["behavior"] in ("Isolated", "Removed"):
-            steps.append({**one, "pattern": {"Regex": word + one["pattern"]["Regex"]}})
+            own = one["pattern"]["Regex"]
+            steps.append({**one, "pattern": {"Regex": _after_marks(own) + word + own}})
         else:
             steps.append(one)
     widened = {**content, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
@@ -106,6 +110,12 @@ def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
             run="the same command without --widen",
         )
     return widened
+
+
+def _after_marks(split: str) -> str:
+    """The base's own alternative for a run of signs, right after a mark: `'s` there is no contraction, for one."""
+    found = _SIGNS.search(split)
+    return rf"(?<=[\p{{M}}\x{{200C}}\x{{200D}}]){found[0]}|" if found else ""
 
 
 def _split(pattern: str) -> dict[str, Any]:
