@@ -104,10 +104,16 @@ def engine_alone(
 def served(
     conversation: Conversation, prompts: Prompts, num_tokens: int, at_a_time: int, never: Sequence[int]
 ) -> Result:
-    """The same engine behind our front, streaming over HTTP; the clients compute in this process, too."""
+    """The same engine behind our front, streaming over HTTP to clients in a process of their own."""
     opened = listen("127.0.0.1", 0)
     address = f"http://127.0.0.1:{opened.getsockname()[1]}/v1/completions"
     settings = {"max_tokens": num_tokens, "temperature": 0, "logit_bias": {str(token): -100 for token in never}}
+    with in_background(Front({"model": conversation}).app(), opened):
+        return alone(clients, address, settings, prompts, at_a_time)
+
+
+def clients(address: str, settings: dict[str, Any], prompts: Prompts, at_a_time: int) -> Result:
+    """Asks the server at `address`, each client on a thread."""
 
     def ask(ids: list[int]) -> Iterator[int]:
         body = {**settings, "prompt": ids, "stream": True, "stream_options": {"include_usage": True}}
@@ -118,8 +124,7 @@ def served(
                     usage = json.loads(line[6:]).get("usage")
                     yield usage["completion_tokens"] if usage else 0
 
-    with in_background(Front({"model": conversation}).app(), opened):
-        return loaded(ask, prompts, at_a_time)
+    return loaded(ask, prompts, at_a_time)
 
 
 def quantized(model: Path, directory: Path, kind: str) -> Path:

@@ -176,7 +176,7 @@ def run(
     values: dict[str, Any] = plan.to_dict() if dry_run and json else {}
     if results:
         report = pipeline.write_report(plan, results, f"run of {file.stem}", "配方运行")
-        values = {name: str(artifact.path) for name, artifact in results.items()} if json else {"report": report}
+        values = {name: str(artifact.path) for name, artifact in results.items()} if json else {"report": str(report)}
     return _finished(values, json, "the same command without --dry-run" if dry_run else plan.next_command())
 
 
