@@ -108,6 +108,20 @@ def wait_for(what: str, look: Any) -> Any:
     pytest.fail(f"{what}: {last!r}")
 
 
+def write(browser: Any, selector: str, text: str) -> None:
+    """Types into a box that has just been shown, and again where the page, not ready yet, did not keep it."""
+
+    def look() -> str:
+        box = browser.find_element("css selector", selector)
+        if box.get_attribute("value") == text:
+            return text
+        box.clear()
+        box.send_keys(text)
+        return ""
+
+    wait_for(f"{text!r} in {selector}", look)
+
+
 def turns(browser: Any) -> list[str]:
     """The messages as they are shown."""
     look = "return [...document.querySelectorAll('#talk [data-testid=user], #talk [data-testid=bot]')]"
@@ -186,7 +200,7 @@ def test_two_models_stand_beside_each_other_and_text_is_continued(browser: Any, 
     browser.get(page)
     tabs = {tab.text: tab for tab in browser.find_elements("css selector", "button[role=tab]")}
     tabs["对比"].click()
-    browser.find_element("css selector", "#question textarea").send_keys("the cat")
+    write(browser, "#question textarea", "the cat")
     browser.find_element("id", "compare").click()
 
     def both() -> list[str]:
@@ -196,8 +210,8 @@ def test_two_models_stand_beside_each_other_and_text_is_continued(browser: Any, 
     left, right = wait_for("two answers", lambda: (texts := both())[1:] and texts)
     assert left != right
     tabs["续写"].click()
+    write(browser, "#text textarea", "the cat sat")
     box = browser.find_element("css selector", "#text textarea")
-    box.send_keys("the cat sat")
     browser.find_element("id", "continue").click()
     text = wait_for("a longer text", lambda: (t := box.get_attribute("value")) != "the cat sat" and t)
     assert text.startswith("the cat sat")
