@@ -53,4 +53,4 @@ def _show(outcome: Outcome, artifacts: Mapping[str, Artifact], page: Path, secon
     )
     for question, before, after in outcome.samples:
         console.note(f"{question}\n  base:    {before}\n  adapted: {after}")
-    console.note(f"\nreport:        {page}\ntalk with it:  yangtuo chat --model {artifacts['merge'].path}")
+    console.note(f"report:        {page}\ntalk with it:  yangtuo chat --model {artifacts['merge'].path}")

@@ -48,7 +48,7 @@ def run(config: TokenizerMergeConfig) -> Artifact:
                 "unreachable": outcome.unreachable,
             },
         )
-    console.note(
+    console.detail(
         f"{tokenizer.size:,} + {len(outcome.added):,} + {len(config.add_token)} = {encoder.vocabulary_size:,} ids"
     )
     _report(config, outcome)
