@@ -84,6 +84,7 @@ def test_a_server_that_is_killed_in_mid_reply_is_an_error(engine: VllmEngine) ->
         engine.check()
 
 
-def test_a_server_that_has_died_is_told(model: Path) -> None:
+def test_a_server_that_has_died_is_told(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model / "config.json").read_bytes())  # and no weights
     with pytest.raises(ServingError, match="vLLM"):
-        VllmEngine(model / "nothing", {}, on_gpu=False)
+        VllmEngine(tmp_path, {}, on_gpu=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import http.client
+import math
 import os
 import secrets
 import signal
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from yangtuo import console
-from yangtuo.errors import ConfigError, ServingError
+from yangtuo.errors import ConfigError, EngineError, ServingError
 from yangtuo.files import read_json
-from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, UnsupportedError
+from yangtuo.inference.engine import Cancel, Receive, Sampling, Token, UnsupportedError, not_finite
 from yangtuo.inference.streaming import Server, stream
 
 PYTHON_VARIABLE = "YANGTUO_VLLM_PYTHON"
@@ -80,6 +81,7 @@ class VllmEngine:
             command, stdout=self._log, stderr=subprocess.STDOUT, env=environment, preexec_fn=_end_with_parent
         )
         self._await_start()
+        self._require_numbers()
 
     def submit(self, prompt: Sequence[int], sampling: Sampling, receive: Receive, adapter: str | None = None) -> Cancel:
         """Queues a prompt, see `Engine.submit`."""
@@ -153,6 +155,17 @@ class VllmEngine:
                     connection.close()
         self.close()
         raise ServingError("vLLM has not started", found=f"no answer within {_START_SECONDS} seconds")
+
+    def _require_numbers(self) -> None:
+        """Raises `EngineError` where the model computes NaN, of which vLLM says nothing: it takes the first id."""
+        body = {**self._common([0], None), "max_tokens": 1, "temperature": 0, "logprobs": 1}
+        try:
+            (choice,) = self._server.ask("/v1/completions", body)["choices"]
+            if not all(value is not None and math.isfinite(value) for value in choice["logprobs"]["token_logprobs"]):
+                raise not_finite()
+        except EngineError:
+            self.close()
+            raise
 
     def check(self) -> None:
         """Raises `ServingError` with the last error of its log where the process has ended."""
