@@ -11,7 +11,7 @@ from tests.shapes import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from yangtuo.growing import fitting
-from yangtuo.growing.fitting import fit_rows
+from yangtuo.growing.fitting import fit_rows, refine_rows
 from yangtuo.growing.states import LowerLayers, last_states, obstacle
 from yangtuo.weights.layouts import open_checkpoint
 
@@ -83,10 +83,35 @@ def test_the_folded_map_gives_the_same_logits() -> None:
     )
 
 
+def test_old_rows_of_the_new_language_learn_with_the_new_ones() -> None:
+    """A new token takes over a part of what was said with an old one, so that both must move."""
+    shared = 3
+    generator = torch.Generator().manual_seed(4)
+    heard: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for seed in (0, 2):
+        head, windows, _ = speech(seed)
+        windows[::2][torch.rand(windows[::2].shape, generator=generator) < 0.3] = shared
+        states = head[torch.roll(windows, -1, dims=1)]
+        heard.append((windows, states + torch.randn(states.shape, generator=generator)))
+    (windows, states), unseen = heard
+    askew = head.clone()
+    askew[shared] = 0.3 * head[shared]
+    new = torch.arange(OLD, OLD + NEW)
+    after = []
+    for places in (new, torch.cat([torch.tensor([shared]), new])):
+        rows = refine_rows(askew, OLD, places, windows, states)
+        assert rows is not None and rows.shape == (len(places), HIDDEN)
+        after.append(nats(askew.index_copy(0, places, rows), *unseen))
+    before = nats(askew, *unseen)
+    assert after[1][0] < 0.9 * after[0][0] < before[0], (before, after)
+    assert after[1][1] < before[1] + 0.05, (before, after)
+
+
 def test_text_without_new_tokens_fits_nothing() -> None:
     head, windows, states = speech()
     assert fit_rows(head, OLD, windows % OLD, states) is None
     assert fit_rows(head, OLD, windows[:0], states[:0]) is None
+    assert refine_rows(head, OLD, torch.arange(OLD, OLD + NEW), windows % OLD, states) is None
 
 
 @pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])

@@ -26,11 +26,11 @@ from yangtuo.weights.checkpoint import Tensors
 
 WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
-_PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 512, 16384
+_PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 4096, 16384
 _MOST_PASSES = 4  # over a text that holds fewer windows than that
-_FITTED = 0.5  # of the windows are read whole for the head
+_FITTED = 0.6  # of the windows are read whole for the head
 _OLD = 0.25  # as many again are of the old language
-_MOST_STATES = 1 << 27  # elements of the states that are kept for the head: half a gigabyte in float32
+_MOST_STATES = 1 << 28  # elements of the states that are kept for the head: a gigabyte in float32
 _BATCH = 16
 _RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
 _FIRST, _SECOND = 0.8, 0.95  # Adam's decays, counted by the batches that have a row
@@ -83,13 +83,15 @@ def distil(
     grown: GrownTensors,
     windows: Tensor,
     sources: Sequence[Sequence[int]],
+    related: Sequence[int],
     progress: Path,
     seed: int = 0,
 ) -> int:
     """Learns the new rows of `grown` from `base`, and returns in how many tokens of `windows` (num_windows, WINDOW).
 
-    First those of the embedding, then those of the head in the states that the grown model then reaches. A tied head is
-    untied: one row cannot be where the body reads it best and where it is predicted best.
+    First those of the embedding, then those of the head in the states that the grown model then reaches, with the head's
+    `related` rows: old ids of the new language. A tied head is untied: one row cannot be where the body reads it best
+    and where it is predicted best.
     """
     num_old = grown.num_kept
     windows = readable(windows, num_old, sources)
@@ -105,14 +107,15 @@ def distil(
     again = learning.repeat(passes, 1)[:amount]
     rows = match_states(layers, embedding[:num_old], embedding[num_old:], again, sources, progress)
     del layers
-    grown.replace_new(grown.embedding, rows)
+    grown.replace(grown.embedding, grown.new_places, rows)
     most = int(_MOST_STATES / (WINDOW * embedding.shape[1]) / (1 + _OLD))
     num_fitted = min(int(amount * _FITTED), len(learning), most)
     read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
     states = last_states(config, grown, read)
-    refined = refine_rows(grown.get(grown.head), num_old, read, states, seed)
+    places = torch.cat([torch.tensor(related, dtype=torch.long), grown.new_places])
+    refined = refine_rows(grown.get(grown.head), num_old, places, read, states, seed)
     if refined is not None:
-        grown.replace_new(grown.head, refined)
+        grown.replace(grown.head, places, refined)
     return learning.numel() + read.numel()
 
 

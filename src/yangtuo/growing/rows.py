@@ -114,7 +114,7 @@ class GrownTensors:
     def __init__(self, tensors: Tensors, rows: NewRows, family: Family = USUAL) -> None:
         self._tensors = tensors
         self._rows = rows
-        self._replaced: dict[str, torch.Tensor] = {}
+        self._replaced: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.embedding, self.head = family.embedding, family.head
         self._was_tied = self.tied = self.head not in tensors.names()
         self._head_bias = self.head.removesuffix("weight") + "bias"
@@ -148,7 +148,8 @@ class GrownTensors:
         grown = grow(tensor, self._rows, role)
         key = self.embedding if self.tied else name
         if key in self._replaced:
-            grown[self._rows.num_kept :] = self._replaced[key]
+            places, values = self._replaced[key]
+            grown[places] = values
         return grown
 
     def untie(self) -> None:
@@ -157,9 +158,16 @@ class GrownTensors:
             self._replaced[self.head] = self._replaced[self.embedding]
         self.tied = False
 
-    def replace_new(self, name: str, rows: torch.Tensor) -> None:
-        """Sets new rows (num_new, hidden) of the embedding or the head: of both where they are tied."""
-        self._replaced[self.embedding if self.tied else name] = rows.to(self.dtype(name))
+    @property
+    def new_places(self) -> torch.Tensor:
+        """The ids of the new rows, (num_new,)."""
+        return torch.arange(self._rows.num_kept, self._rows.num_rows)
+
+    def replace(self, name: str, places: torch.Tensor, rows: torch.Tensor) -> None:
+        """Sets the rows (n, hidden) at the ids `places` (n,), all new ones among them, of the embedding or the head: of
+        both where they are tied.
+        """
+        self._replaced[self.embedding if self.tied else name] = places, rows.to(self.dtype(name))
 
     def _source(self, name: str) -> str:
         return self.embedding if name == self.head and self._was_tied else name

@@ -58,7 +58,8 @@ def run(config: ExpandConfig) -> Artifact | dict[str, Any]:
         return _dry_run(old, new, num_kept, [text.path for text in texts.values()])
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}, resumable=True) as made:
         start = _start(config, checkpoint, sources, num_kept, new, [text.path for text in texts.values()])
-        learned = _learn(config, checkpoint, start, sources, new, made.path / _PROGRESS)
+        related = _related_rows(old, sources, start.counted)
+        learned = _learn(config, checkpoint, start, sources, related, new, made.path / _PROGRESS)
         made.hashes.update(write_weights(made.path, start.grown, description="growing"))
         (made.path / _PROGRESS).unlink(missing_ok=True)
         files = read_directory(tokenizer.path).with_defaults_of(read_directory(model.path))
@@ -72,7 +73,7 @@ def run(config: ExpandConfig) -> Artifact | dict[str, Any]:
                 "base_vocabulary_size": old.vocabulary_size,
                 "first_new_row": num_kept,
                 "new_rows": len(sources),
-                "related_rows": _related_rows(old, sources, start.counted),
+                "related_rows": related,
                 "tied": start.grown.tied,
                 **learned,
             },
@@ -179,6 +180,7 @@ def _learn(
     checkpoint: Checkpoint,
     start: _Start,
     sources: Sequence[Sequence[int]],
+    related: Sequence[int],
     new: Encoder,
     progress: Path,
 ) -> dict[str, Any]:
@@ -203,7 +205,9 @@ def _learn(
     init, tokens = "cooccurrence", 0
     if config.init == "distil" or (config.init is None and reads):
         init = "distil"
-        tokens = distil(checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, progress, config.seed)
+        tokens = distil(
+            checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, related, progress, config.seed
+        )
     elif config.init is None:
         console.detail("the base does not read the new language by its own pieces: there is nothing to distil")
     after = {
@@ -232,7 +236,7 @@ def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: Tensor, conf
     if rows is None:
         console.note(f"the head's new rows stay as cooccurrence placed them, without a fit: {reason}")
         return 0
-    grown.replace_new(grown.head, rows)
+    grown.replace(grown.head, grown.new_places, rows)
     return windows.numel()
 
 

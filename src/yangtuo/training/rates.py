@@ -17,7 +17,7 @@ WARMUP_SHARE = 0.03
 FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
 """Learning rates of rows that no run has trained yet, in units of the matrix's standard deviation: AdamW moves every
 element by about its rate, and rows differ in size between models."""
-DISTILLED = 0.1
+DISTILLED = 0.03
 """The share of these rates for rows that were distilled from the base: they stand where they belong, and AdamW moves
 those without evidence as far as the others (docs/lab-log.md)."""
 NEW_ROWS_RATE = 2.5
