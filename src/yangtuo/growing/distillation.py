@@ -8,6 +8,7 @@ move by their own evidence: those that a batch lacks do not move at all. This mo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,8 @@ WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
 _PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 4096, 16384
 _MOST_PASSES = 4  # over a text that holds fewer windows than that
-_FITTED = 0.6  # of the windows are read whole for the head
-_OLD = 0.25  # as many again are of the old language
-_MOST_STATES = 1 << 28  # elements of the states that are kept for the head: a gigabyte in float32
+_OLD = 0.25  # as many windows again are of the old language where the head is refined
+_MOST_STATES = 1 << 28  # elements of the states that are kept for the head at once: a gigabyte in float32
 _BATCH = 16
 _RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
 _FIRST, _SECOND = 0.8, 0.95  # Adam's decays, counted by the batches that have a row
@@ -89,9 +89,9 @@ def distil(
 ) -> int:
     """Learns the new rows of `grown` from `base`, and returns in how many tokens of `windows` (num_windows, WINDOW).
 
-    First those of the embedding, then those of the head in the states that the grown model then reaches, with the head's
-    `related` rows: old ids of the new language. A tied head is untied: one row cannot be where the body reads it best
-    and where it is predicted best.
+    First those of the embedding, then those of the head in the states that the grown model then reaches, with the
+    head's `related` rows: old ids of the new language. A tied head is untied: one row cannot be where the body reads it
+    best and where it is predicted best.
     """
     num_old = grown.num_kept
     windows = readable(windows, num_old, sources)
@@ -108,15 +108,26 @@ def distil(
     rows = match_states(layers, embedding[:num_old], embedding[num_old:], again, sources, progress)
     del layers
     grown.replace(grown.embedding, grown.new_places, rows)
-    most = int(_MOST_STATES / (WINDOW * embedding.shape[1]) / (1 + _OLD))
-    num_fitted = min(int(amount * _FITTED), len(learning), most)
-    read = torch.cat([learning[:num_fitted], windows[~of_new][: int(num_fitted * _OLD)]])
-    states = last_states(config, grown, read)
+    return learning.numel() + _refine_head(config, grown, learning, windows[~of_new], related, seed)
+
+
+def _refine_head(
+    config: Mapping[str, Any], grown: GrownTensors, learning: Tensor, old: Tensor, related: Sequence[int], seed: int
+) -> int:
+    """Refines the head's new and `related` rows in the windows `learning`, some of `old` beside them; returns tokens.
+
+    They are read in parts, so that the states of all never stand in memory; each part begins where the last one ended.
+    """
     places = torch.cat([torch.tensor(related, dtype=torch.long), grown.new_places])
-    refined = refine_rows(grown.get(grown.head), num_old, places, read, states, seed)
-    if refined is not None:
-        grown.replace(grown.head, places, refined)
-    return learning.numel() + read.numel()
+    hidden = grown.shape(grown.head)[1]
+    num_parts = math.ceil(len(learning) * (1 + _OLD) * WINDOW * hidden / _MOST_STATES)
+    beside = old[: int(len(learning) * _OLD)]
+    for new, further in zip(learning.tensor_split(num_parts), beside.tensor_split(num_parts), strict=True):
+        read = torch.cat([new, further])
+        rows = refine_rows(grown.get(grown.head), grown.num_kept, places, read, last_states(config, grown, read), seed)
+        if rows is not None:
+            grown.replace(grown.head, places, rows)
+    return learning.numel() + beside.numel()
 
 
 def match_states(

@@ -31,7 +31,7 @@ _ROWS = 8192  # of those that stand still, in float32 at once
 
 @dataclass(frozen=True)
 class _Positions:
-    """Where a token is said: the state before it, its row, what the position weighs, and what the still rows make of it.
+    """Where a token is said: the state before it, its row, what it weighs, and what rows that stand still make of it.
 
     Rows that learn are counted from 0; -1 is a target whose row stands still.
     """
