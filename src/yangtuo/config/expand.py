@@ -28,10 +28,11 @@ class ExpandConfig(StageConfig):
     """The model directory to write; a dry run needs none."""
     init: Literal["distil", "cooccurrence", "subtoken-mean", "exponential", "mean", "random"] | None = None
     """How new rows start. distil: placed by cooccurrence, then learned from the base itself, which reads --text in its
-    own pieces; a tied head is untied. cooccurrence: by the neighbours that their tokens have in --text. subtoken-mean:
-    as the mean of the pieces that the base would have used; exponential: the last of them weighing most in the
-    embedding, the first in the head. mean: of all rows; or random. When not given: distil with --text where the base
-    reads the new language, else cooccurrence, and subtoken-mean without text."""
+    own pieces; a tied head is untied, and in the head rows of old tokens of the new language (characters, commas) learn
+    too. cooccurrence: by the neighbours that their tokens have in --text. subtoken-mean: as the mean of the pieces that
+    the base would have used; exponential: the last of them weighing most in the embedding, the first in the head. mean:
+    of all rows; or random. When not given: distil with --text where the base reads the new language, else cooccurrence,
+    and subtoken-mean without text."""
     text: InputPaths = ()
     """Texts in the new language and in the base's own, such as those to train on: neighbours are counted in them, and
     rows distilled; repeatable."""
