@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from yangtuo.config.expand import ExpandConfig
@@ -100,8 +101,6 @@ def test_a_tokenizer_of_another_base_is_refused(
 
 
 def test_the_chat_template_of_the_model_goes_along(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(pico_model, tmp_path / "chat")
     (tmp_path / "chat/chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
     expand.run(ExpandConfig(model=str(tmp_path / "chat"), tokenizer=str(tokenizer), output=tmp_path / "grown"))
@@ -121,6 +120,34 @@ def test_text_places_new_rows_by_their_neighbours(pico_model: Path, tokenizer: P
         assert not torch.equal(one[name][old:], other[name][old:])
     rows = placed.manifest.details["related_rows"] if placed.manifest else []
     assert rows and all(load_encoder(pico_model).pieces[row].startswith("<0x") for row in rows)
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_a_model_with_fewer_rows_than_pieces_gets_those_that_lack(
+    reads_text: bool, pico_model: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    """What `pretrain` says to type where a tokenizer was put beside a model that never got its rows."""
+    grown = expand.run(ExpandConfig(model=str(pico_model), tokenizer=str(tokenizer), output=tmp_path / "grown")).path
+    old, lacking = load_encoder(pico_model).vocabulary_size, tmp_path / "lacking"
+    shutil.copytree(grown, lacking)
+    before = {
+        name: value[:old] if value.shape[0] > old else value
+        for name, value in load_file(lacking / "model.safetensors").items()
+    }
+    save_file(before, lacking / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((lacking / "config.json").read_text(encoding="utf-8"))
+    (lacking / "config.json").write_text(
+        json.dumps(config | {"vocab_size": old, "pad_token_id": None}), encoding="utf-8"
+    )
+    (lacking / "yangtuo.json").unlink()
+    (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河 and a 小 dog.\n" * 40, encoding="utf-8")
+    text = (str(tmp_path / "text.txt"),) if reads_text else ()
+    made = expand.run(ExpandConfig(model=str(lacking), tokenizer=str(lacking), text=text, output=tmp_path / "mended"))
+    details = made.result()
+    assert (details["first_new_row"], details["new_rows"]) == (old, load_encoder(grown).vocabulary_size - old)
+    assert made.manifest and all(row < old for row in made.manifest.details["related_rows"])
+    for name, value in load_file(made.path / "model.safetensors").items():
+        assert torch.equal(value[: len(before[name])], before[name]), name
 
 
 def test_cooccurrence_without_text_is_refused(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def run(config: ExpandConfig) -> Artifact | dict[str, Any]:
     raise_all(refuse_running_text(config.model, checkpoint.config, "a larger vocabulary, which only text can teach,"))
     _check_options(config, checkpoint)
     num_kept = _kept_rows(config, checkpoint, old, new)
-    sources = [_sources(old, new, index) for index in range(num_kept, len(new.pieces))]
+    sources = [_sources(old, new, index, num_kept) for index in range(num_kept, len(new.pieces))]
     texts = {f"text {number}": open_artifact(text) for number, text in enumerate(config.text, 1)}
     if config.dry_run:
         return _dry_run(old, new, num_kept, [text.path for text in texts.values()])
     with draft(config, Kind.MODEL, {"model": model, "tokenizer": tokenizer, **texts}, resumable=True) as made:
         start = _start(config, checkpoint, sources, num_kept, new, [text.path for text in texts.values()])
-        related = _related_rows(old, sources, start.counted)
+        related = _related_rows(old, sources, start.counted, num_kept)
         learned = _learn(config, checkpoint, start, sources, related, new, made.path / _PROGRESS)
         made.hashes.update(write_weights(made.path, start.grown, description="growing"))
         (made.path / _PROGRESS).unlink(missing_ok=True)
@@ -247,12 +247,14 @@ def _documents(paths: Sequence[Path], encoder: Encoder, apart: Sequence[Apart]) 
         yield from held_out.passing(ids for text in texts for ids in encoder.encode_arrays([text]))
 
 
-def _related_rows(old: Encoder, sources: Sequence[Sequence[int]], counted: Cooccurrence | None) -> list[int]:
+def _related_rows(
+    old: Encoder, sources: Sequence[Sequence[int]], counted: Cooccurrence | None, num_kept: int
+) -> list[int]:
     """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that its texts use."""
     used = {one for source in sources for one in source}
     decoded = ((one, old.decode([one]).strip()) for one in used)
     own = {one for one, text in decoded if text and not any(character.isascii() for character in text)}
-    return sorted(own.union(counted.related_rows(old.vocabulary_size) if counted else ()))
+    return sorted(own.union(counted.related_rows(num_kept) if counted else ()))
 
 
 def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: Encoder) -> int:
@@ -278,10 +280,10 @@ def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: 
     return min(old.vocabulary_size, checkpoint.tensors.shape(embedding)[0])
 
 
-def _sources(old: Encoder, new: Encoder, index: int) -> list[int]:
-    """The ids that the model has used for the piece so far; none for a control token."""
+def _sources(old: Encoder, new: Encoder, index: int, num_kept: int) -> list[int]:
+    """The rows that the model has used for the piece so far; none for a control token, or a piece that had no row."""
     piece = new.pieces[index]
-    return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < old.vocabulary_size]
+    return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < num_kept]
 
 
 def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder, pad_id: int | None, tied: bool) -> None:
