@@ -136,9 +136,8 @@ def test_a_model_with_fewer_rows_than_pieces_gets_those_that_lack(
     }
     save_file(before, lacking / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((lacking / "config.json").read_text(encoding="utf-8"))
-    (lacking / "config.json").write_text(
-        json.dumps(config | {"vocab_size": old, "pad_token_id": None}), encoding="utf-8"
-    )
+    assert config["pad_token_id"] >= old, "padding has lost its row too"
+    (lacking / "config.json").write_text(json.dumps(config | {"vocab_size": old}), encoding="utf-8")
     (lacking / "yangtuo.json").unlink()
     (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河 and a 小 dog.\n" * 40, encoding="utf-8")
     text = (str(tmp_path / "text.txt"),) if reads_text else ()
@@ -148,6 +147,20 @@ def test_a_model_with_fewer_rows_than_pieces_gets_those_that_lack(
     assert made.manifest and all(row < old for row in made.manifest.details["related_rows"])
     for name, value in load_file(made.path / "model.safetensors").items():
         assert torch.equal(value[: len(before[name])], before[name]), name
+
+
+def test_padding_that_no_piece_has_is_left_out(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """transformers builds no embedding whose padding lies beyond its rows."""
+    shutil.copytree(pico_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"pad_token_id": 99_999}), encoding="utf-8")
+    (tmp_path / "text.txt").write_text("Once upon a time 小镇 was a cat 河 and a 小 dog.\n" * 40, encoding="utf-8")
+    padding = load_encoder(tokenizer).pieces.index("[PAD]")
+    for name, to, expected in (("grown", tokenizer, padding), ("same", pico_model, None)):
+        text = (str(tmp_path / "text.txt"),)
+        flags = ExpandConfig(model=str(tmp_path / "model"), tokenizer=str(to), text=text, output=tmp_path / name)
+        made = expand.run(flags).path
+        assert AutoModelForCausalLM.from_pretrained(made).config.pad_token_id == expected
 
 
 def test_cooccurrence_without_text_is_refused(pico_model: Path, tokenizer: Path, tmp_path: Path) -> None:

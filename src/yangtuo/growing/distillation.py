@@ -22,7 +22,7 @@ from yangtuo import console
 from yangtuo.growing.fitting import refine_rows
 from yangtuo.growing.rows import GrownTensors
 from yangtuo.growing.states import LowerLayers, last_states
-from yangtuo.growing.windows import align, covering, of_new_language, readable
+from yangtuo.growing.windows import align, covering, of_new_language, readable, spread
 from yangtuo.weights.checkpoint import Tensors
 
 WINDOW = 64
@@ -121,7 +121,7 @@ def _refine_head(
     places = torch.cat([torch.tensor(related, dtype=torch.long), grown.new_places])
     hidden = grown.shape(grown.head)[1]
     num_parts = math.ceil(len(learning) * (1 + _OLD) * WINDOW * hidden / _MOST_STATES)
-    beside = old[: int(len(learning) * _OLD)]
+    beside = spread(old, int(len(learning) * _OLD))
     for new, further in zip(learning.tensor_split(num_parts), beside.tensor_split(num_parts), strict=True):
         read = torch.cat([new, further])
         rows = refine_rows(grown.get(grown.head), grown.num_kept, places, read, last_states(config, grown, read), seed)

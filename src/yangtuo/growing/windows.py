@@ -74,6 +74,11 @@ def covering(windows: Tensor, num_old: int, num_new: int, amount: int, seed: int
     return windows[chosen]
 
 
+def spread(windows: Tensor, amount: int) -> Tensor:
+    """`amount` of `windows`, evenly spaced; all where there are no more."""
+    return windows[torch.linspace(0, len(windows) - 1, min(amount, len(windows))).long()]
+
+
 @dataclass(frozen=True)
 class Aligned:
     """Windows as the base reads them."""

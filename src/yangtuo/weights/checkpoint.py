@@ -145,14 +145,15 @@ def all_finite(tensor: torch.Tensor) -> bool:
 def mended_ids(values: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """A config's values with the special ids that LLaMA's first conversions had wrong put right, and said.
 
-    They named BOS 0, EOS 1 and padding -1; the tokenizer's own ids are 1 and 2, and there is no padding.
+    They named BOS 0, EOS 1 and padding -1; the tokenizer's own ids are 1 and 2, and there is no padding. Padding beyond
+    the tokenizer's pieces, which no library can load, is none either.
     """
     own = {"bos_token_id": encoder.bos_id, "eos_token_id": encoder.eos_id}
     if (values.get("bos_token_id"), values.get("eos_token_id")) == (0, 1) and tuple(own.values()) == (1, 2):
         console.warn("BOS 0 and EOS 1 are a known mistake of early conversions; the tokenizer's 1 and 2 are written")
         values = {**values, **own}
     pad = values.get("pad_token_id")
-    if isinstance(pad, int) and pad < 0:
+    if isinstance(pad, int) and not 0 <= pad < encoder.vocabulary_size:
         console.warn(f"the padding token {pad} does not exist and is left out")
         values = {**values, "pad_token_id": None}
     return dict(values)

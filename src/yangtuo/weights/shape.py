@@ -5,6 +5,7 @@ No other code looks into config.json for heads, rotary scaling, tying or the nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -184,8 +185,9 @@ def text_config(config: Mapping[str, Any]) -> Any:
             expected="a model_type of transformers, such as llama, mistral, qwen2, gemma or phi",
         )
     values = {key: value for key, value in config.items() if key not in ("model_type", "auto_map")}
-    if isinstance(values.get("pad_token_id"), int) and values["pad_token_id"] < 0:
-        values.pop("pad_token_id")  # LLaMA's first conversions said -1
+    pad, num_rows = values.get("pad_token_id"), values.get("vocab_size")
+    if isinstance(pad, int) and not 0 <= pad < (num_rows if isinstance(num_rows, int) else math.inf):
+        values.pop("pad_token_id")  # -1 in LLaMA's first conversions; others name a token that has no row
     try:
         settings = AutoConfig.for_model(kind, **values)
     except (
