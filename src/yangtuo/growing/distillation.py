@@ -29,8 +29,8 @@ WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
 _PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 4096, 16384
 _MOST_PASSES = 4  # over a text that holds fewer windows than that
-_OLD = 0.25  # as many windows again are of the old language where the head is refined
-_MOST_STATES = 1 << 28  # elements of the states that are kept for the head at once: a gigabyte in float32
+_HEAD, _OLD = 2, 0.25  # times as many windows refine the head, and of these as many again are of the old language
+_MOST_STATES = 1 << 30  # elements of the states that are kept for the head at once: two gigabytes in bfloat16
 _BATCH = 16
 _RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
 _FIRST, _SECOND = 0.8, 0.95  # Adam's decays, counted by the batches that have a row
@@ -108,7 +108,8 @@ def distil(
     rows = match_states(layers, embedding[:num_old], embedding[num_old:], again, sources, progress)
     del layers
     grown.replace(grown.embedding, grown.new_places, rows)
-    return learning.numel() + _refine_head(config, grown, learning, windows[~of_new], related, seed)
+    evenly = spread(windows[of_new], _HEAD * amount)
+    return learning.numel() + _refine_head(config, grown, evenly, windows[~of_new], related, seed)
 
 
 def _refine_head(
@@ -122,8 +123,8 @@ def _refine_head(
     hidden = grown.shape(grown.head)[1]
     num_parts = math.ceil(len(learning) * (1 + _OLD) * WINDOW * hidden / _MOST_STATES)
     beside = spread(old, int(len(learning) * _OLD))
-    for new, further in zip(learning.tensor_split(num_parts), beside.tensor_split(num_parts), strict=True):
-        read = torch.cat([new, further])
+    for part in range(num_parts):
+        read = torch.cat([learning[part::num_parts], beside[part::num_parts]])
         rows = refine_rows(grown.get(grown.head), grown.num_kept, places, read, last_states(config, grown, read), seed)
         if rows is not None:
             grown.replace(grown.head, places, rows)

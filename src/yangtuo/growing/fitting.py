@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yangtuo import console
+from yangtuo.growing.states import cpu_arithmetic
 from yangtuo.growing.windows import of_new_language
 
 _OLD_WEIGHT = 9.0  # what all windows of the old language weigh against all of the new: it is not to pay
@@ -23,10 +24,10 @@ _HELD_OUT = 8  # one window in so many judges the fit
 _RATES = (0.3, 1.2)  # of the map's elements, in units of 1 / hidden; the better one is kept
 _SHIFT_RATE = 0.25  # of the common shift, against the map's, in units of the rows' deviation
 _EPOCHS, _BATCH = 3, 512
-_DOUBT = 100.0  # occurrences that a row must have for its evidence to outweigh where it stood
-_ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.05, 0.9, 8, 1024
+_DOUBT = 50.0  # occurrences that a row must have for its evidence to outweigh where it stood
+_ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.025, 0.9, 8, 1024
 _DAMPING = 0.1  # of the mean variance of the states, added to each direction's
-_ROWS = 8192  # of those that stand still, in float32 at once
+_ROWS = 8192  # of the head that stand still, or states, at once
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class _Positions:
     """The target's logit where its row stands still."""
 
     def at(self, places: Tensor) -> _Positions:
-        return _Positions(*(part[places] for part in vars(self).values()))
+        """Some of them, the states in float32."""
+        states, *others = (part[places] for part in vars(self).values())
+        return _Positions(states.float(), *others)
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,16 @@ def refine_rows(
 
 def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """The rows after each pass over the positions."""
-    num_positions = len(positions.targets)
-    variance, directions = torch.linalg.eigh((positions.states.T @ positions.states / num_positions).double())
+    num_positions, hidden = positions.states.shape
+    products = torch.zeros(hidden, hidden)
+    for part in positions.states.split(_ROWS):
+        products += part.float().T @ part.float() / num_positions
+    variance, directions = torch.linalg.eigh(products.double())
     variance = variance.clamp_min(0) + _DAMPING * variance.mean()
     whitening = (directions * variance.rsqrt()).float()
     coloring = (directions * variance.sqrt()).float()
-    states = (positions.states @ whitening).to(torch.bfloat16)
+    dtype = cpu_arithmetic()
+    states = torch.cat([(part.float() @ whitening).to(dtype) for part in positions.states.split(_ROWS)])
     learns = positions.targets >= 0
     counts = torch.bincount(positions.targets[learns], minlength=len(rows)).float()
     start = rows @ coloring
@@ -130,11 +137,11 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
     for _ in range(_ROW_EPOCHS):
         for places in torch.split(torch.randperm(num_positions, generator=generator), _ROW_BATCH):
-            logits = (states[places] @ (start + moved).T.to(torch.bfloat16)).float()
+            logits = (states[places] @ (start + moved).T.to(dtype)).float()
             errors = (logits - torch.logaddexp(positions.still_sum[places], logits.logsumexp(1))[:, None]).exp_()
             said = learns[places].nonzero()[:, 0]
             errors[said, positions.targets[places][said]] -= 1
-            slope = (errors.to(torch.bfloat16).T @ states[places]).float() * (num_positions / len(places))
+            slope = (errors.to(dtype).T @ states[places]).float() * (num_positions / len(places))
             velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1
@@ -159,15 +166,17 @@ def _apart(
 def _positions(head: Tensor, places: Tensor, windows: Tensor, states: Tensor, is_new: Tensor) -> _Positions:
     of_new = is_new[:, None].float()
     weights = of_new / of_new.sum().clamp_min(1) + _OLD_WEIGHT * (1 - of_new) / (1 - of_new).sum().clamp_min(1)
-    ids, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1).float()
+    ids, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1)
     learns = torch.full((len(head),), -1)
     learns[places] = torch.arange(len(places))
-    sums = [
-        torch.cat([(part @ head[rows].float().T).logsumexp(dim=1) for part in torch.split(flat, _BATCH)])
-        for rows in torch.split((learns < 0).nonzero()[:, 0], _ROWS)
-    ]
+    parts = torch.arange(len(ids)).split(_BATCH)
+    dtype = torch.float32 if states.dtype == torch.float32 else cpu_arithmetic()
+    sums = []
+    for rows in torch.split((learns < 0).nonzero()[:, 0], _ROWS):
+        columns = head[rows].to(dtype).T
+        sums.append(torch.cat([(flat[part].to(dtype) @ columns).float().logsumexp(dim=1) for part in parts]))
     still_sum = torch.stack(sums).logsumexp(dim=0)
-    still_logit = (flat * head[ids].float()).sum(dim=1)
+    still_logit = torch.cat([(flat[part].float() * head[ids[part]].float()).sum(dim=1) for part in parts])
     return _Positions(flat, learns[ids], weights.expand_as(windows[:, 1:]).flatten(), still_sum, still_logit)
 
 

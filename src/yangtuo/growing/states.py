@@ -14,7 +14,7 @@ from yangtuo import console
 from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.shape import FAMILIES, USUAL, resolve_shape, text_config
 
-_AT_ONCE = 16  # windows in a forward pass
+_AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 14}  # tokens in a forward pass: for each, all weights are read
 _LOWER = 0.25  # of all layers
 _SMALL = 512  # hidden size up to which float32 costs nothing that matters
 
@@ -104,14 +104,19 @@ def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any,
     return getattr(model, model.base_model_prefix), f"{model.base_model_prefix}."
 
 
+def cpu_arithmetic() -> torch.dtype:
+    """bfloat16 where this CPU computes in it; elsewhere it would be many times slower than float32."""
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
 def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtype, torch.device]:
     """Number format and device of passes: bfloat16 where the device computes in it. Small models are read exactly."""
     if torch.cuda.is_available():
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype, device = torch.bfloat16 if has_bfloat16 else torch.float16, torch.device("cuda")
     else:
-        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        dtype, device = torch.bfloat16 if has_bfloat16 else torch.float32, torch.device("cpu")
+        dtype, device = cpu_arithmetic(), torch.device("cpu")
     embedding = _embedding(config)
     is_small = tensors.shape(embedding)[1] < _SMALL and tensors.dtype(embedding) == torch.float32
     return (torch.float32 if is_small else dtype), device
@@ -126,13 +131,14 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     dtype, device = _arithmetic(config, tensors)
     backbone, prefix = _empty_backbone(config, dtype)
     weights = _Weights(tensors, prefix)
-    embedded = tensors.get(_embedding(config))[windows]
+    embedding = tensors.get(_embedding(config))
     scales = _embedding_scale(backbone), resolve_shape(config).logit_scale
     cpu_offload(backbone.eval(), device, state_dict=weights)
-    states = []
+    states = torch.empty(*windows.shape, embedding.shape[1], dtype=dtype)
+    at_once = max(1, _AT_ONCE[device.type] // windows.shape[1])
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:
-        for part in torch.split(embedded, _AT_ONCE):
-            inputs = part.to(device, dtype) * scales[0]
-            states.append((backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1]).to("cpu"))
+        for part, filled in zip(windows.split(at_once), states.split(at_once), strict=True):
+            inputs = embedding[part].to(device, dtype) * scales[0]
+            filled.copy_(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1])
             bar.advance(len(part))
-    return torch.cat(states)
+    return states
