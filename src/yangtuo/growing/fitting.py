@@ -122,14 +122,14 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     """The rows after each pass over the positions."""
     num_positions, hidden = positions.states.shape
     products = torch.zeros(hidden, hidden)
-    for part in positions.states.split(_ROWS):
+    for part in torch.split(positions.states, _ROWS):
         products += part.float().T @ part.float() / num_positions
     variance, directions = torch.linalg.eigh(products.double())
     variance = variance.clamp_min(0) + _DAMPING * variance.mean()
     whitening = (directions * variance.rsqrt()).float()
     coloring = (directions * variance.sqrt()).float()
     dtype = cpu_arithmetic()
-    states = torch.cat([(part.float() @ whitening).to(dtype) for part in positions.states.split(_ROWS)])
+    states = torch.cat([(part.float() @ whitening).to(dtype) for part in torch.split(positions.states, _ROWS)])
     learns = positions.targets >= 0
     counts = torch.bincount(positions.targets[learns], minlength=len(rows)).float()
     start = rows @ coloring
@@ -169,7 +169,7 @@ def _positions(head: Tensor, places: Tensor, windows: Tensor, states: Tensor, is
     ids, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1)
     learns = torch.full((len(head),), -1)
     learns[places] = torch.arange(len(places))
-    parts = torch.arange(len(ids)).split(_BATCH)
+    parts = torch.split(torch.arange(len(ids)), _BATCH)
     dtype = torch.float32 if states.dtype == torch.float32 else cpu_arithmetic()
     sums = []
     for rows in torch.split((learns < 0).nonzero()[:, 0], _ROWS):

@@ -137,7 +137,7 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     states = torch.empty(*windows.shape, embedding.shape[1], dtype=dtype)
     at_once = max(1, _AT_ONCE[device.type] // windows.shape[1])
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:
-        for part, filled in zip(windows.split(at_once), states.split(at_once), strict=True):
+        for part, filled in zip(torch.split(windows, at_once), torch.split(states, at_once), strict=True):
             inputs = embedding[part].to(device, dtype) * scales[0]
             filled.copy_(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1])
             bar.advance(len(part))
