@@ -134,12 +134,13 @@ def answered(browser: Any, count: int) -> list[str]:
     return list(wait_for(f"{count} messages", lambda: (t := turns(browser))[count - 1 :] and t[-1] and t))
 
 
-def settle(browser: Any, name: str, value: str) -> None:
-    """Opens the settings of the tab that is shown, and sets a slider's number."""
+def settle(browser: Any, **values: str) -> None:
+    """Opens the settings of the tab that is shown, and sets numbers of its sliders."""
     browser.execute_script("[...document.querySelectorAll('button.label-wrap')].find(b => b.offsetParent).click()")
-    box = browser.find_element("css selector", f"#{name} input[type=number]")
-    box.clear()
-    box.send_keys(value + "\t")
+    for name, value in values.items():
+        box = browser.find_element("css selector", f"#{name.replace('_', '-')} input[type=number]")
+        box.clear()
+        box.send_keys(value + "\t")
 
 
 def log_in(page: str, password: str) -> int:
@@ -177,7 +178,7 @@ def test_a_talk_goes_on_is_edited_retried_and_exported(browser: Any, page: str) 
     browser.get(page)
     browser.find_element("id", "new").click()
     wait_for("an empty talk", lambda: not turns(browser))
-    settle(browser, "max-tokens", "8")
+    settle(browser, max_tokens="8", temperature="0")  # what a tiny model draws by chance may be nothing at all
     box = browser.find_element("css selector", "#say textarea")
     for number, text in enumerate(("第一", "第二 <i>"), 1):
         box.send_keys(text + "\n")
