@@ -99,7 +99,7 @@ def test_old_rows_of_the_new_language_learn_with_the_new_ones() -> None:
     new = torch.arange(OLD, OLD + NEW)
     after = []
     for places in (new, torch.cat([torch.tensor([shared]), new])):
-        rows = refine_rows(askew, OLD, places, windows, states)
+        rows = refine_rows(askew, OLD, places, windows, states.clone())
         assert rows is not None and rows.shape == (len(places), HIDDEN)
         after.append(nats(askew.index_copy(0, places, rows), *unseen))
     before = nats(askew, *unseen)

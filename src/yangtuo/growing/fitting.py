@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yangtuo import console
-from yangtuo.growing.states import cpu_arithmetic
+from yangtuo.growing.states import compute_device, log_sums
 from yangtuo.growing.windows import of_new_language
 
 _OLD_WEIGHT = 9.0  # what all windows of the old language weigh against all of the new: it is not to pay
@@ -27,7 +27,7 @@ _EPOCHS, _BATCH = 3, 512
 _DOUBT = 50.0  # occurrences that a row must have for its evidence to outweigh where it stood
 _ROW_RATE, _ROW_MOMENTUM, _ROW_EPOCHS, _ROW_BATCH = 0.025, 0.9, 8, 1024
 _DAMPING = 0.1  # of the mean variance of the states, added to each direction's
-_ROWS = 8192  # of the head that stand still, or states, at once
+_AT_ONCE = 8192  # states
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class _Positions:
     """
 
     states: Tensor
+    """Of all windows, (states, hidden): one of them may take gigabytes, so there is no second copy."""
+    where: Tensor
+    """Each position's place among the states."""
     targets: Tensor
     weights: Tensor
     still_sum: Tensor
@@ -47,8 +50,8 @@ class _Positions:
 
     def at(self, places: Tensor) -> _Positions:
         """Some of them, the states in float32."""
-        states, *others = (part[places] for part in vars(self).values())
-        return _Positions(states.float(), *others)
+        where, *others = (part[places] for name, part in vars(self).items() if name != "states")
+        return _Positions(self.states[where].float(), torch.arange(len(where)), *others)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def refine_rows(
     """As `fit_rows`, the rows at `places` (n,) each by its own evidence: float32 of shape (n, hidden), or None.
 
     Cross-entropy with a Gaussian prior at the rows as they stand, by stochastic descent that knows the curvature: the
-    states are whitened, and a row's step is divided by its occurrences and the prior's.
+    states are whitened, and a row's step is divided by its occurrences and the prior's. `states` are overwritten.
     """
     generator = torch.Generator().manual_seed(seed)
     parts = _apart(head, num_old, places, windows, states, generator)
@@ -119,33 +122,36 @@ def refine_rows(
 
 
 def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-    """The rows after each pass over the positions."""
-    num_positions, hidden = positions.states.shape
-    products = torch.zeros(hidden, hidden)
-    for part in torch.split(positions.states, _ROWS):
-        products += part.float().T @ part.float() / num_positions
+    """The rows after each pass over the positions, whose states are whitened in place."""
+    states, where, device = positions.states, positions.where, compute_device()
+    num_positions, hidden = len(where), states.shape[1]
+    products = torch.zeros(hidden, hidden, device=device)
+    for part in torch.split(where, _AT_ONCE):
+        found = states[part].to(device).float()
+        products += found.T @ found / num_positions
     variance, directions = torch.linalg.eigh(products.double())
     variance = variance.clamp_min(0) + _DAMPING * variance.mean()
     whitening = (directions * variance.rsqrt()).float()
     coloring = (directions * variance.sqrt()).float()
-    dtype = cpu_arithmetic()
-    states = torch.cat([(part.float() @ whitening).to(dtype) for part in torch.split(positions.states, _ROWS)])
-    learns = positions.targets >= 0
-    counts = torch.bincount(positions.targets[learns], minlength=len(rows)).float()
-    start = rows @ coloring
+    for part in torch.split(where, _AT_ONCE):
+        states[part] = (states[part].to(device).float() @ whitening).to(states)
+    counts = torch.bincount(positions.targets[positions.targets >= 0], minlength=len(rows)).float().to(device)
+    start = rows.to(device) @ coloring
     moved, velocity = torch.zeros_like(start), torch.zeros_like(start)
     num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
     for _ in range(_ROW_EPOCHS):
         for places in torch.split(torch.randperm(num_positions, generator=generator), _ROW_BATCH):
-            logits = (states[places] @ (start + moved).T.to(dtype)).float()
-            errors = (logits - torch.logaddexp(positions.still_sum[places], logits.logsumexp(1))[:, None]).exp_()
-            said = learns[places].nonzero()[:, 0]
-            errors[said, positions.targets[places][said]] -= 1
-            slope = (errors.to(dtype).T @ states[places]).float() * (num_positions / len(places))
+            found = states[where[places]].to(device)
+            targets, still_sum = positions.targets[places].to(device), positions.still_sum[places].to(device)
+            logits = (found @ (start + moved).T.to(found.dtype)).float()
+            errors = (logits - torch.logaddexp(still_sum, logits.logsumexp(1))[:, None]).exp_()
+            said = (targets >= 0).nonzero()[:, 0]
+            errors[said, targets[said]] -= 1
+            slope = (errors.to(found.dtype).T @ found).float() * (num_positions / len(places))
             velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1
-        yield (start + moved) @ whitening.T
+        yield ((start + moved) @ whitening.T).cpu()
 
 
 def _apart(
@@ -156,28 +162,25 @@ def _apart(
     new = windows >= num_old
     if not (new[judging].any() and new[~judging].any()):
         return None
-    learning, judges = (
-        _positions(head, places, windows[part], states[part], of_new_language(windows[part], num_old))
-        for part in (~judging, judging)
-    )
+    of_new = of_new_language(windows, num_old)
+    learning, judges = (_positions(head, places, windows, states, of_new, part) for part in (~judging, judging))
     return learning, judges
 
 
-def _positions(head: Tensor, places: Tensor, windows: Tensor, states: Tensor, is_new: Tensor) -> _Positions:
-    of_new = is_new[:, None].float()
-    weights = of_new / of_new.sum().clamp_min(1) + _OLD_WEIGHT * (1 - of_new) / (1 - of_new).sum().clamp_min(1)
-    ids, flat = windows[:, 1:].flatten(), states[:, :-1].flatten(0, 1)
+def _positions(
+    head: Tensor, places: Tensor, windows: Tensor, states: Tensor, of_new: Tensor, chosen: Tensor
+) -> _Positions:
+    """Those in the `chosen` (num_windows,) of the windows."""
+    where = torch.arange(windows.numel()).view_as(windows)[chosen, :-1].flatten()
+    flat, ids = states.flatten(0, 1), windows[chosen, 1:].flatten()
+    is_new = of_new[chosen].float()
+    weights = is_new / is_new.sum().clamp_min(1) + _OLD_WEIGHT * (1 - is_new) / (1 - is_new).sum().clamp_min(1)
     learns = torch.full((len(head),), -1)
     learns[places] = torch.arange(len(places))
-    parts = torch.split(torch.arange(len(ids)), _BATCH)
-    dtype = torch.float32 if states.dtype == torch.float32 else cpu_arithmetic()
-    sums = []
-    for rows in torch.split((learns < 0).nonzero()[:, 0], _ROWS):
-        columns = head[rows].to(dtype).T
-        sums.append(torch.cat([(flat[part].to(dtype) @ columns).float().logsumexp(dim=1) for part in parts]))
-    still_sum = torch.stack(sums).logsumexp(dim=0)
-    still_logit = torch.cat([(flat[part].float() * head[ids[part]].float()).sum(dim=1) for part in parts])
-    return _Positions(flat, learns[ids], weights.expand_as(windows[:, 1:]).flatten(), still_sum, still_logit)
+    still_sum, still_logit = log_sums(head[learns < 0], flat, where), torch.empty(len(ids))
+    for part, filled, said in zip(*(torch.split(each, _BATCH) for each in (where, still_logit, ids)), strict=True):
+        torch.sum(flat[part].float() * head[said].float(), dim=1, out=filled)
+    return _Positions(flat, where, learns[ids], weights.repeat_interleave(windows.shape[1] - 1), still_sum, still_logit)
 
 
 def _learn(positions: _Positions, rows: Tensor, rate: float, generator: torch.Generator) -> Iterator[_Map]:

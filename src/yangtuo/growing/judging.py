@@ -9,13 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yangtuo.growing.states import last_states
+from yangtuo.growing.states import last_states, log_sums
 from yangtuo.growing.windows import align
 from yangtuo.weights.checkpoint import Tensors
 from yangtuo.weights.shape import FAMILIES, USUAL
-
-_AT_ONCE = 256  # positions whose logits stand in memory
-_ROWS = 16384  # rows of the head in float32 at once
 
 
 def base_bits(
@@ -43,12 +40,9 @@ def _head(config: Mapping[str, Any], tensors: Tensors) -> Tensor:
 
 @torch.no_grad()
 def _bits(head: Tensor, states: Tensor, targets: Tensor) -> float:
-    sums = []
-    for rows in torch.split(head, _ROWS):
-        columns = rows.to(states.dtype).T
-        sums.append(torch.cat([(part @ columns).float().logsumexp(dim=1) for part in torch.split(states, _AT_ONCE)]))
+    sums = log_sums(head, states, torch.arange(len(states)))
     logits = (states.float() * head[targets].float()).sum(dim=1)
-    return float((torch.stack(sums).logsumexp(dim=0) - logits).double().sum()) / math.log(2)
+    return float((sums - logits).double().sum()) / math.log(2)
 
 
 def byte_entropy(texts: Sequence[str]) -> float:

@@ -16,6 +16,7 @@ from yangtuo.weights.shape import FAMILIES, USUAL, resolve_shape, text_config
 
 _AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 14}  # tokens in a forward pass: for each, all weights are read
 _LOWER = 0.25  # of all layers
+_ROWS, _POSITIONS = 8192, 512  # of a head, and of states, whose logits stand in memory at once
 _SMALL = 512  # hidden size up to which float32 costs nothing that matters
 
 
@@ -104,19 +105,20 @@ def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any,
     return getattr(model, model.base_model_prefix), f"{model.base_model_prefix}."
 
 
-def cpu_arithmetic() -> torch.dtype:
-    """bfloat16 where this CPU computes in it; elsewhere it would be many times slower than float32."""
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+def compute_device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtype, torch.device]:
-    """Number format and device of passes: bfloat16 where the device computes in it. Small models are read exactly."""
-    if torch.cuda.is_available():
+    """Number format and device of passes: 16 bits where the device computes in them. Small models are read exactly."""
+    device = compute_device()
+    if device.type == "cuda":
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype, device = torch.bfloat16 if has_bfloat16 else torch.float16, torch.device("cuda")
-    else:
-        dtype, device = cpu_arithmetic(), torch.device("cpu")
+        dtype = torch.bfloat16 if has_bfloat16 else torch.float16
+    else:  # elsewhere bfloat16 would be many times slower than float32
+        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        dtype = torch.bfloat16 if has_bfloat16 else torch.float32
     embedding = _embedding(config)
     is_small = tensors.shape(embedding)[1] < _SMALL and tensors.dtype(embedding) == torch.float32
     return (torch.float32 if is_small else dtype), device
@@ -142,3 +144,19 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
             filled.copy_(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1])
             bar.advance(len(part))
     return states
+
+
+def log_sums(rows: Tensor, states: Tensor, where: Tensor) -> Tensor:
+    """Log-sum-exp of the logits of `rows` (n, hidden) in `states` (positions, hidden) at the places `where` (m,).
+
+    Float32 of shape (m,); computed on a GPU where there is one, in the states' number format.
+    """
+    device = compute_device()
+    sums = torch.full((len(where),), -torch.inf)
+    for some in torch.split(rows, _ROWS):
+        columns = some.to(device, states.dtype).T
+        # Filled in place: results by the thousand, kept between large intermediate ones, took gigabytes of memory.
+        for part, filled in zip(torch.split(where, _POSITIONS), torch.split(sums, _POSITIONS), strict=True):
+            logits = states[part].to(device) @ columns
+            torch.logaddexp(filled, logits.float().logsumexp(dim=1).cpu(), out=filled)
+    return sums
