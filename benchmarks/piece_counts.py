@@ -20,19 +20,19 @@ from training_quality import (
     BLOCK,
     DATA,
     PACKAGE,
-    REPLAY,
     Arm,
     grow,
     held_out_sources,
     learn_tokenizer,
     measure,
+    read,
     train,
     write_texts,
 )
 from yangtuo import config as options
 from yangtuo.artifacts.manifest import read_manifest
 from yangtuo.data import blocks
-from yangtuo.stages import convert, prepare
+from yangtuo.stages import convert
 from yangtuo.training import base, loop
 from yangtuo.vocab.encoding import load_encoder
 
@@ -55,7 +55,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
     steps = arguments.tokens // (BATCH * BLOCK)
     rival = {"zh": 1.0, "en": 1.0}
     if steps:
-        read(work, own, work / "data-base")
+        read(work / "zh", work / "en", own, work / "data-base")
         arm = Arm("base", "data-base", "frozen")
         rival = train(work, arm, arguments.rate, steps, 0, held_out_sources(texts, old)).after
         print(f"LoRA without an expansion, {steps} steps: zh {rival['zh']:.3f}, en {rival['en']:.3f}\n")
@@ -70,7 +70,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
         model = base.load_base(room / "ours", loop.compute_dtype("auto"))
         measured = [shares(measure(model, held_out_sources(texts, new)), untouched)]
         if steps:
-            read(work, tokenizer, room / "data-grown")
+            read(work / "zh", work / "en", tokenizer, room / "data-grown")
             ratio = len(blocks.BlockDataset(work / "data-base")) / len(blocks.BlockDataset(room / "data-grown"))
             arm = Arm("ours", "data-grown", "new")
             done = train(room, arm, arguments.rate, round(steps / ratio), 0, held_out_sources(texts, new))
@@ -88,15 +88,6 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
 def shares(bits: dict[str, float], of: dict[str, float]) -> str:
     """Chinese and English bits per byte, and as shares of others'."""
     return " | ".join(f"{bits[key]:.3f} ({bits[key] / of[key]:.3f})" for key in ("zh", "en"))
-
-
-def read(work: Path, tokenizer: Path, output: Path) -> None:
-    """The training texts as blocks of `tokenizer`; what stands there is not made again."""
-    if not output.is_dir():
-        both = (f"zh={work / 'zh'}", f"en={work / 'en'}:{REPLAY}")
-        prepare.run(
-            options.PrepareConfig(source=both, tokenizer=str(tokenizer), output=output, block_size=BLOCK, held_out=0.03)
-        )
 
 
 def main() -> None:

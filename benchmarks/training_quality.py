@@ -206,19 +206,21 @@ def make_road(work: Path, source: str) -> float:
         model = AutoModelForCausalLM.from_pretrained(own)
         model.resize_token_embeddings(load_encoder(tokenizer).vocabulary_size)
         model.save_pretrained(work / "known")
-    both = (f"zh={zh}", f"en={en}:{REPLAY}")
-    for name, by, sources in (
-        ("data-known", tokenizer, both[:1]),
-        ("data-grown", tokenizer, both),
-        ("data-base", own, both),
-    ):
-        if not (work / name).is_dir():
-            prepare.run(
-                options.PrepareConfig(
-                    source=sources, tokenizer=str(by), output=work / name, block_size=BLOCK, held_out=0.03
-                )
-            )
+    read(zh, None, tokenizer, work / "data-known")
+    read(zh, en, tokenizer, work / "data-grown")
+    read(zh, en, own, work / "data-base")
     return seconds
+
+
+def read(zh: Path, en: Path | None, tokenizer: Path, output: Path) -> None:
+    """Chinese, and English as `REPLAY` of all tokens, as blocks of `tokenizer`; what stands there is not made again."""
+    if not output.is_dir():
+        sources = (f"zh={zh}",) if en is None else (f"zh={zh}", f"en={en}:{REPLAY}")
+        prepare.run(
+            options.PrepareConfig(
+                source=sources, tokenizer=str(tokenizer), output=output, block_size=BLOCK, held_out=0.03
+            )
+        )
 
 
 def held_out_sources(texts: dict[str, list[str]], encoder: Encoder) -> list[HeldOut]:
