@@ -82,7 +82,11 @@ def test_lower_layers_are_those_of_the_model(pico_model: Path) -> None:
 
 @pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])
 def test_expand_distils_and_says_what_it_costs(
-    fixture: str, pico_tokenizer: Path, tmp_path: Path, request: pytest.FixtureRequest
+    fixture: str,
+    pico_tokenizer: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     base: Path = request.getfixturevalue(fixture)
     (tmp_path / "pieces.model").write_bytes(sentencepiece_pieces(["小", "镇", "小镇", "河"]))
@@ -104,6 +108,7 @@ def test_expand_distils_and_says_what_it_costs(
     )
     result = made.result()
     assert result["init"] == "distil" and result["distilled_tokens"] > 0
+    assert "on this machine; `--init cooccurrence` leaves it out" in " ".join(capsys.readouterr().err.split())
     figures = result["bits_per_byte"]
     assert figures["old language"]["grown"] < figures["old language"]["base"] * 1.2
     assert not list(made.path.glob(".*")), "work in progress was left behind"

@@ -77,6 +77,11 @@ def num_windows(num_new: int) -> int:
     return min(max(_LEAST_WINDOWS, _PER_ROW * num_new), _MOST_WINDOWS)
 
 
+def num_read(num_new: int) -> int:
+    """How many tokens the grown model reads for that, at most; all other work takes about twice as long."""
+    return int(_HEAD * (1 + _OLD) * num_windows(num_new) * WINDOW)
+
+
 def distil(
     config: Mapping[str, Any],
     base: Tensors,

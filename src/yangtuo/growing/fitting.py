@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yangtuo import console
-from yangtuo.growing.states import compute_device, log_sums
+from yangtuo.growing.states import fastest, log_sums
 from yangtuo.growing.windows import of_new_language
 
 _OLD_WEIGHT = 9.0  # what all windows of the old language weigh against all of the new: it is not to pay
@@ -123,7 +123,7 @@ def refine_rows(
 
 def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """The rows after each pass over the positions, whose states are whitened in place."""
-    states, where, device = positions.states, positions.where, compute_device()
+    states, where, (dtype, device) = positions.states, positions.where, fastest()
     num_positions, hidden = len(where), states.shape[1]
     products = torch.zeros(hidden, hidden, device=device)
     for part in torch.split(where, _AT_ONCE):
@@ -141,13 +141,13 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
     for _ in range(_ROW_EPOCHS):
         for places in torch.split(torch.randperm(num_positions, generator=generator), _ROW_BATCH):
-            found = states[where[places]].to(device)
+            found = states[where[places]].to(device, dtype)
             targets, still_sum = positions.targets[places].to(device), positions.still_sum[places].to(device)
-            logits = (found @ (start + moved).T.to(found.dtype)).float()
+            logits = (found @ (start + moved).T.to(dtype)).float()
             errors = (logits - torch.logaddexp(still_sum, logits.logsumexp(1))[:, None]).exp_()
             said = (targets >= 0).nonzero()[:, 0]
             errors[said, targets[said]] -= 1
-            slope = (errors.to(found.dtype).T @ found).float() * (num_positions / len(places))
+            slope = (errors.to(dtype).T @ found).float() * (num_positions / len(places))
             velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1

@@ -105,20 +105,18 @@ def _empty_backbone(config: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any,
     return getattr(model, model.base_model_prefix), f"{model.base_model_prefix}."
 
 
-def compute_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def fastest() -> tuple[torch.dtype, torch.device]:
+    """A GPU where there is one, and 16 bits where it, or the CPU, computes in them."""
+    if torch.cuda.is_available():
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bfloat16 else torch.float16, torch.device("cuda")
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32, torch.device("cpu")
 
 
 def _arithmetic(config: Mapping[str, Any], tensors: Tensors) -> tuple[torch.dtype, torch.device]:
-    """Number format and device of passes: 16 bits where the device computes in them. Small models are read exactly."""
-    device = compute_device()
-    if device.type == "cuda":
-        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = torch.bfloat16 if has_bfloat16 else torch.float16
-    else:  # elsewhere bfloat16 would be many times slower than float32
-        has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+    """Number format and device of passes. Small models are read exactly."""
+    dtype, device = fastest()
     embedding = _embedding(config)
     is_small = tensors.shape(embedding)[1] < _SMALL and tensors.dtype(embedding) == torch.float32
     return (torch.float32 if is_small else dtype), device
@@ -151,7 +149,7 @@ def log_sums(rows: Tensor, states: Tensor, where: Tensor) -> Tensor:
 
     Float32 of shape (m,); computed on a GPU where there is one, in the states' number format.
     """
-    device = compute_device()
+    _, device = fastest()
     sums = torch.full((len(where),), -torch.inf)
     for some in torch.split(rows, _ROWS):
         columns = some.to(device, states.dtype).T

@@ -5,6 +5,7 @@ Reads like its summary: the model and its tokenizer, the new tokenizer, a source
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError, raise_all
 from yangtuo.growing.cooccurrence import NEW_LANGUAGE, Cooccurrence, count_cooccurrence
-from yangtuo.growing.distillation import WINDOW, distil, num_windows
+from yangtuo.growing.distillation import WINDOW, distil, num_read, num_windows
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
 from yangtuo.growing.rows import GrownTensors, NewRows
@@ -37,6 +38,7 @@ from yangtuo.weights.shape import refuse_running_text
 
 _PROGRESS = ".distillation.pt"
 _FIT_WINDOWS, _FIT_LENGTH = 64, 256
+_SECONDS_OF_BASE = 1.0  # that all of distilling takes, for each second of the base in held-out text of as many tokens
 _POOL = 4  # windows kept for each that is distilled in: up to so many, or half
 _TRIAL_BYTES, _SELDOM = 4_000_000, 10  # text that a dry run reads, and how often a row should be met in it
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
@@ -197,6 +199,7 @@ def _learn(
     groups = {name: windows for name, windows in groups.items() if len(windows)}
     texts = {name: [new.decode(window[1:]) for window in windows.tolist()] for name, windows in groups.items()}
     num_bytes = {name: sum(len(text.encode()) for text in some) for name, some in texts.items()}
+    began = time.monotonic()
     before = {
         name: base_bits(checkpoint.config, checkpoint.tensors, windows, sources, num_kept) / num_bytes[name]
         for name, windows in groups.items()
@@ -205,6 +208,8 @@ def _learn(
     init, tokens = "cooccurrence", 0
     if config.init == "distil" or (config.init is None and reads):
         init = "distil"
+        pace = (time.monotonic() - began) / max(1, sum(windows.numel() for windows in groups.values()))
+        _say_how_long(len(sources), pace)
         tokens = distil(
             checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, related, progress, config.seed
         )
@@ -224,6 +229,15 @@ def _learn(
         "distilled_tokens": tokens,
         "bits_per_byte": {name: {"base": before[name], "grown": after[name]} for name in groups},
     }
+
+
+def _say_how_long(num_new: int, pace: float) -> None:
+    """`pace` is how many seconds a token took the base, which reads more tokens in smaller batches."""
+    expected = console.duration(_SECONDS_OF_BASE * pace * num_read(num_new))
+    console.note(
+        f"distilling reads {num_read(num_new):,} tokens at most, about {expected} on this machine; "
+        "`--init cooccurrence` leaves it out"
+    )
 
 
 def _fit_head(grown: GrownTensors, checkpoint: Checkpoint, windows: Tensor, config: ExpandConfig) -> int:
