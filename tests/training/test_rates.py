@@ -49,6 +49,12 @@ def test_fresh_rows_learn_by_the_size_of_their_matrix(pico_model: Path, pico_tie
     assert set(found_rates(fresh=1.0, embedding_learning_rate=5e-4).values()) == {1e-3, 5e-4}
 
 
+def test_distilled_rows_learn_faster_in_longer_runs() -> None:
+    shares = [rates.share_of_fresh(rates.DISTILLED, steps) for steps in (1, 24, 96, 244, 100_000)]
+    assert shares == pytest.approx([0.03, 0.03, 0.06, 0.0957, 0.1], abs=1e-4)
+    assert [rates.share_of_fresh(share, 10_000) for share in (0.0, 1.0)] == [0.0, 1.0]
+
+
 def test_learning_rates_decay_as_asked() -> None:
     """100 steps: 3 of warm-up, then a line or a cosine to zero."""
     for schedule, quarter in (("linear", 0.75), ("cosine", 0.5 * (1 + math.cos(math.pi / 4)))):

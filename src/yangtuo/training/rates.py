@@ -19,7 +19,9 @@ FRESH_EMBEDDING_RATE, FRESH_HEAD_RATE = 0.15, 0.04
 element by about its rate, and rows differ in size between models."""
 DISTILLED = 0.03
 """The share of these rates for rows that were distilled from the base: they stand where they belong, and AdamW moves
-those without evidence as far as the others (docs/lab-log.md)."""
+those without evidence as far as the others (docs/lab-log.md). It is that of a run of `_SHORT` steps; in longer ones,
+which bring more evidence, it grows with the root of the steps, up to `_MOST`, the largest that was measured."""
+_SHORT, _MOST = 24, 0.1
 NEW_ROWS_RATE = 2.5
 """How much faster new rows that a run has trained already learn than the rest, where no rate is given."""
 _UNKNOWN = math.nan  # a rate by the size of rows whose values were not read
@@ -44,6 +46,13 @@ def parameter_groups(
                 rate = float(processes.broadcast(own))
             groups.setdefault((rows, rate), []).append(parameter)
     return [{"params": group, "lr": rate, "rows": rows} for (rows, rate), group in groups.items()]
+
+
+def share_of_fresh(share: float, num_steps: int) -> float:
+    """The `share` of fresh rows' rates in a run of `num_steps`: that of distilled rows grows with the run."""
+    if not 0 < share < 1:
+        return share
+    return max(share, min(_MOST, share * math.sqrt(num_steps / _SHORT)))
 
 
 def describe(groups: Sequence[dict[str, Any]]) -> str:
