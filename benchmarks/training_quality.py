@@ -213,7 +213,7 @@ def make_road(work: Path, source: str) -> float:
 
 
 def read(zh: Path, en: Path | None, tokenizer: Path, output: Path) -> None:
-    """Chinese, and English as `REPLAY` of all tokens, as blocks of `tokenizer`; what stands there is not made again."""
+    """Chinese, and `REPLAY` of the English text, as blocks of `tokenizer`; what stands there is not made again."""
     if not output.is_dir():
         sources = (f"zh={zh}",) if en is None else (f"zh={zh}", f"en={en}:{REPLAY}")
         prepare.run(

@@ -78,7 +78,7 @@ def num_windows(num_new: int) -> int:
 
 
 def num_read(num_new: int) -> int:
-    """How many tokens the grown model reads for that, at most; all other work takes about twice as long."""
+    """How many tokens the grown model reads to refine the head, at most."""
     return int(_HEAD * (1 + _OLD) * num_windows(num_new) * WINDOW)
 
 

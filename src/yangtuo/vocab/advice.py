@@ -12,7 +12,7 @@ the start, then 3.88, 3.48, 3.41 and 3.31 after 8, 16, 33 and 66 tokens a row (b
 _PRICE = (
     "Its price, measured: SmolLM2-135M, which reads Chinese in pieces of its own, with 4,000 new ones (2.2 times the "
     "characters a token) needs 0.90 times the base's bits after `expand --text`; after training for equal seconds 0.99 "
-    "times those of LoRA in the base's own tokens with 25 thousand tokens, 1.02 times with 98 and 500 thousand. "
+    "times those of LoRA in the base's own tokens with 25 thousand tokens, 1.02 times with 98 thousand, 1.03 with 500. "
     "A small base that spells Chinese in bytes was ahead at once with 1,000 (2.6 times), in windows of as many tokens."
 )
 _WITHOUT = "Without an expansion: `yangtuo prepare` and `yangtuo pretrain --embeddings frozen` with the base itself."
