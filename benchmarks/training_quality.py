@@ -63,6 +63,7 @@ PROSE = (
     "libreoffice-help-zh-cn",
 )
 BLOCK, BATCH, RANK, NUM_PIECES, REPLAY = 256, 8, 64, 4000, 0.3
+FEW_PIECES = 400  # of the quickstart's texts, which hold no more
 HELD_OUT_EVERY = 40  # one stretch of Chinese in so many is measured
 
 
@@ -187,7 +188,7 @@ def _seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def make_road(work: Path, source: str) -> float:
+def make_road(work: Path, source: str, num_pieces: int) -> float:
     """Base, tokenizer, the grown models and the datasets below `work`; returns the seconds that our growing took.
 
     What stands there already is not made again.
@@ -195,7 +196,7 @@ def make_road(work: Path, source: str) -> float:
     zh, en, own = work / "zh", work / "en", work / "base"
     if not own.is_dir():
         convert.run(options.ConvertConfig(source=source, output=own, dtype="float32"))
-    tokenizer = learn_tokenizer(own, zh, NUM_PIECES, work)
+    tokenizer = learn_tokenizer(own, zh, num_pieces, work)
     seconds = grow(own, tokenizer, [zh, en], work / "ours")
     if not (work / "mean").is_dir():
         expand.run(
@@ -316,8 +317,9 @@ def main() -> None:
 
 def compare(work: Path, arguments: argparse.Namespace) -> None:
     """Makes what is needed in `work`, and runs the arms."""
-    texts = write_texts(work, arguments.data / "corpora")
-    growing = make_road(work, arguments.base)
+    corpora = arguments.data / "corpora"
+    texts = write_texts(work, corpora)
+    growing = make_road(work, arguments.base, NUM_PIECES if corpora.is_dir() else FEW_PIECES)
     arms = [arm for arm in arguments.arm or ARMS if arm != "ours"]
     if "token distillation" in arms and not (work / ARMS["token distillation"].rows).is_file():
         distil_tokens(work, growing, arguments.seed)
