@@ -111,3 +111,13 @@ def test_stage_configs_keep_to_their_budget_of_options() -> None:
     raised = {"pretrain": 28, "sft": 34}  # docs/design/040-training.md says why
     counts = {verb: len(dataclasses.fields(stage)) for verb, stage in {**STAGES, **TOOLS}.items()}
     assert {verb: count for verb, count in counts.items() if count > raised.get(verb, 14)} == {}
+
+
+def test_names_say_what_they_hold() -> None:
+    bound = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.id}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in ("one", "other", "theirs")
+    ]
+    assert bound == []

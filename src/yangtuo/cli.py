@@ -72,7 +72,7 @@ def _register(parent: App, options: type[StageConfig], place: int) -> None:
         values = result.result() if hasattr(result, "result") else result
         return _finished(result, json, options.next_command(values) if isinstance(values, Mapping) else None)
 
-    optional = all(one.default is not dataclasses.MISSING for one in dataclasses.fields(options))
+    optional = all(field.default is not dataclasses.MISSING for field in dataclasses.fields(options))
     if optional:  # the library wants what may be left out whole to have a default
         command.__defaults__ = (options(),)
     command.__annotations__ = {"options": options, "json": Json}

@@ -62,15 +62,15 @@ def open_input(path: Path) -> BinaryIO:
 def check_input(path: Path) -> int:
     """The size of the regular file `path` in bytes; raises `FileError` where it is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         raise FileError(f"{path} does not exist") from error
     except (OSError, ValueError) as error:
         raise cannot_read(path, error) from error
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
         raise FileError(f"{path} is not a file", found=kind, expected="a regular file")
-    return found.st_size
+    return status.st_size
 
 
 def cannot_read(path: Path | str, error: OSError | ValueError) -> FileError:
@@ -240,15 +240,15 @@ def walk(directory: Path, without: str | None = None) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise cannot_read(error.filename or directory, error) from error
 
-    found = []
+    paths = []
     for place, folders, names in os.walk(directory, onerror=refuse):
         for name in (*folders, *names):
             refuse_name(os.path.join(place, name))  # noqa: PTH118  a name that is no text makes no message of a Path
         if without in names and Path(place) != directory:
             folders.clear()
             continue
-        found += [path for path in (Path(place, name) for name in names) if path.is_file()]
-    return sorted(found)
+        paths += [path for path in (Path(place, name) for name in names) if path.is_file()]
+    return sorted(paths)
 
 
 def refuse_name(name: str) -> None:

@@ -114,7 +114,7 @@ def other_layouts(names: Iterable[str]) -> list[str]:
     ]
     for place, layout in enumerate(layouts):
         if any(fnmatch(name, pattern) for name in names for pattern in layout):
-            return [*_IGNORED, *(pattern for other in layouts[place + 1 :] for pattern in other)]
+            return [*_IGNORED, *(pattern for layout in layouts[place + 1 :] for pattern in layout)]
     return list(_IGNORED)
 
 
@@ -204,17 +204,17 @@ def _to_hugging_face(
     api = HfApi()
     try:
         url = api.create_repo(hub_id, private=not is_public, exist_ok=True)
-        found = api.model_info(hub_id)
-        if not found.private and not is_public:
+        repository = api.model_info(hub_id)
+        if not repository.private and not is_public:
             raise _is_public(hub_id)
-        present = {file.rfilename for file in found.siblings or []}
+        present = {file.rfilename for file in repository.siblings or []}
         left = _left_over(Path(api.hf_hub_download(hub_id, listing)), directory, present) if listing in present else []
         done = api.upload_folder(
             repo_id=hub_id, folder_path=directory, commit_message=message, delete_patterns=left or None
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is what the client makes of a cut
         raise _refused(hub_id, error, "hf auth login") from error
-    return Uploaded(str(url), done.oid, bool(found.private))
+    return Uploaded(str(url), done.oid, bool(repository.private))
 
 
 def _left_over(listing: Path, directory: Path, present: set[str]) -> list[str]:

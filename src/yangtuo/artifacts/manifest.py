@@ -245,10 +245,10 @@ def _hashes(files: tuple[tuple[str, int, int], ...]) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    status = path.stat()
     if path.name in SMALL_FILES:
-        files.check_limit(path, found.st_size, files.LARGE)
-    return found.st_size, found.st_mtime_ns
+        files.check_limit(path, status.st_size, files.LARGE)
+    return status.st_size, status.st_mtime_ns
 
 
 def parent_of(artifact: Artifact, output: Path) -> Parent:
@@ -273,8 +273,8 @@ def find_parent(artifact: Artifact, role: str) -> Path | None:
 
 def list_inputs(directory: Path) -> list[Path]:
     """The files of an input directory, sorted: no hidden ones, and no artifacts that were made inside it."""
-    found = files.walk(directory, without=MANIFEST)
-    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
+    paths = files.walk(directory, without=MANIFEST)
+    return [path for path in paths if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
 
 
 def list_files(directory: Path) -> list[str]:

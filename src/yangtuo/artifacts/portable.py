@@ -60,17 +60,17 @@ def without_paths(value: Any) -> Any:
 
 def history(artifact: Artifact) -> list[Artifact]:
     """The artifacts that this one was made from, those first that came first, itself last; as far as they are there."""
-    found: dict[str, Artifact] = {}
+    ancestors: dict[str, Artifact] = {}
 
-    def visit(one: Artifact) -> None:
-        for role in one.manifest.parents if one.manifest else ():
-            place = find_parent(one, role)
-            if place is not None and str(place) not in found:
+    def visit(artifact: Artifact) -> None:
+        for role in artifact.manifest.parents if artifact.manifest else ():
+            place = find_parent(artifact, role)
+            if place is not None and str(place) not in ancestors:
                 visit(open_artifact(place))
-        found[str(one.path)] = one
+        ancestors[str(artifact.path)] = artifact
 
     visit(artifact)
-    return list(found.values())
+    return list(ancestors.values())
 
 
 def stage_files(artifact: Artifact, directory: Path, card: str, base: str | None) -> Manifest:

@@ -72,18 +72,18 @@ class Exam:
         text, lines = self._without_lines(text)
         if not self.sentences:
             return text, lines
-        found: list[str] = []
+        removed_texts: list[str] = []
 
         def removed(match: re.Match[str]) -> str:
             said = match["said"]
             filled = _FILLED.search(said)
             if not (_plain(said) in self.sentences or (filled and _plain(said[: filled.start()]) in self.sentences)):
                 return match[0]
-            found.append(match[0].strip())
+            removed_texts.append(match[0].strip())
             return ""
 
         text = self._sentence.sub(removed, text)
-        return text, lines + found
+        return text, lines + removed_texts
 
     @cached_property
     def _sentence(self) -> re.Pattern[str]:
@@ -207,8 +207,8 @@ class _Index:
         if len(likely) == 0:
             return likely
         at = np.searchsorted(self._known, hashes[likely])
-        found: npt.NDArray[np.int64] = likely[self._known[np.minimum(at, len(self._known) - 1)] == hashes[likely]]
-        return found
+        known: npt.NDArray[np.int64] = likely[self._known[np.minimum(at, len(self._known) - 1)] == hashes[likely]]
+        return known
 
 
 def _folded(hashes: Hashes) -> Hashes:

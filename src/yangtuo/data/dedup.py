@@ -162,6 +162,6 @@ def _compare_groups(
         for begin in range(0, len(later), _COMPARED_AT_ONCE):
             mine = order[later[begin : begin + _COMPARED_AT_ONCE]]
             open_ones = ~repeated[mine]
-            mine, theirs = mine[open_ones], others[begin : begin + _COMPARED_AT_ONCE][open_ones]
-            alike = (marks[mine] == marks[theirs]).mean(axis=1) >= SIMILARITY
+            mine, earlier = mine[open_ones], others[begin : begin + _COMPARED_AT_ONCE][open_ones]
+            alike = (marks[mine] == marks[earlier]).mean(axis=1) >= SIMILARITY
             repeated[mine[alike]] = True

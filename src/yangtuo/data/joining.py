@@ -110,14 +110,14 @@ def _account(sources: Sequence[SourceParts], repeated: Mask, reason: str, encode
     for source in sources:
         for part in source.parts:
             rows = _documents(part)
-            found = np.flatnonzero(repeated[first : first + len(rows)])
+            repeats = np.flatnonzero(repeated[first : first + len(rows)])
             first += len(rows)
-            if not len(found):
+            if not len(repeats):
                 continue
-            source.removed.counts[reason] += len(found)
+            source.removed.counts[reason] += len(repeats)
             shown = source.removed.examples.setdefault(reason, [])
             ends = np.cumsum(rows["tokens"])
-            for index in found[: max(0, Filtered.MOST - len(shown))]:
+            for index in repeats[: max(0, Filtered.MOST - len(shown))]:
                 end = int(ends[index]) - 1  # without BOS and EOS
                 begin = end + 1 + _num_ahead(encoder) - int(rows["tokens"][index])
                 ids = _read_tokens(part, encoder, begin, min(end, begin + _SHOWN))

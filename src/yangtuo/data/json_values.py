@@ -66,9 +66,9 @@ class _Text:
 
     def skip(self, mark: str) -> bool:
         """Passes over blanks and the character `mark`; whether it was there."""
-        found = not self.at_end() and self._text[self._at] == mark
-        self._at += found
-        return found
+        is_there = not self.at_end() and self._text[self._at] == mark
+        self._at += is_there
+        return is_there
 
     def value(self) -> Any:
         """The next value."""

@@ -110,9 +110,9 @@ def _go(text: str) -> str:
     quoted = re.compile(r'\{\{|"{2,}|[^\n\t]')
 
     def safe(match: re.Match[str]) -> str:
-        found = match[0]
-        if len(found) == 1 and found.isprintable():
-            return found
-        return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in found) + '" }}'
+        text = match[0]
+        if len(text) == 1 and text.isprintable():
+            return text
+        return '{{ "' + "".join(f"\\U{ord(character):08x}" for character in text) + '" }}'
 
     return quoted.sub(safe, text)

@@ -148,14 +148,14 @@ class PartWriter:
         num_tokens = array("Q")
         for mark in self._marks:
             if mark is _Mark.BEGIN:
-                one, self._num_written = self._bos, 0
+                tokens, self._num_written = self._bos, 0
             elif mark is _Mark.END:
-                one = self._eos
+                tokens = self._eos
                 num_tokens.append(self._num_written + 1)
             else:
-                one = next(ids) if mark is _Mark.FIRST else next(ids)[self._num_lead :]
-            self._num_written += len(one)
-            written.append(one)
+                tokens = next(ids) if mark is _Mark.FIRST else next(ids)[self._num_lead :]
+            self._num_written += len(tokens)
+            written.append(tokens)
         if written:
             np.concatenate(written).astype(self._dtype).tofile(self._files["tokens"])
         if "sketches" in self._files:

@@ -112,12 +112,12 @@ def plan_parts(sources: Sequence[Path], size: int | None = None) -> list[Part]:
     The same files give the same parts on every machine, wherever they lie.
     """
     files = [list_files(source, (*TEXT_SUFFIXES, *RECORD_SUFFIXES)) for source in sources]
-    size = size or max(PART_SIZE, sum(file.stat().st_size for found in files for file in found) // _MOST_PARTS)
+    size = size or max(PART_SIZE, sum(file.stat().st_size for paths in files for file in paths) // _MOST_PARTS)
     parts: list[Part] = []
-    for source, found in enumerate(files):
+    for source, paths in enumerate(files):
         run: list[Piece] = []
-        for piece in (piece for file in found for piece in _divide(file, size)):
-            if run and sum(one.num_bytes for one in run) + piece.num_bytes > size:
+        for piece in (piece for file in paths for piece in _divide(file, size)):
+            if run and sum(earlier.num_bytes for earlier in run) + piece.num_bytes > size:
                 parts.append(Part(len(parts), source, tuple(run)))
                 run = []
             run.append(piece)
@@ -153,12 +153,12 @@ def part_fingerprint(part: Part, treatment: Treatment) -> str:
 
 
 def _hash_piece(piece: Piece) -> str:
-    found = piece.file.stat()
+    status = piece.file.stat()
     if piece.end is not None and suffix(piece.file) == ".jsonl":
         return _hash_range(piece.file, piece.begin, piece.end)
     if piece.end is not None:
-        return _hash_whole(piece.file, found.st_size, found.st_mtime_ns)
-    return _hash_range(piece.file, 0, found.st_size)
+        return _hash_whole(piece.file, status.st_size, status.st_mtime_ns)
+    return _hash_range(piece.file, 0, status.st_size)
 
 
 @lru_cache(maxsize=16)
@@ -315,13 +315,13 @@ def find_shards(output: Path, parts: Sequence[Part], treatment: Treatment) -> li
             expected=", ".join(shard_path(output, number, count).name for number in missing[:_LISTED]),
             run=f"the same command with --shard {missing[0]}/{count}, or remove all shards",
         )
-    found = [shard_path(output, index % count + 1, count) / "parts" / f"{part.number:06}" for index, part in
+    directories = [shard_path(output, index % count + 1, count) / "parts" / f"{part.number:06}" for index, part in
              enumerate(parts)]  # fmt: skip
     with ThreadPoolExecutor() as pool:
         expected = list(pool.map(lambda part: part_fingerprint(part, treatment), parts))
     differing = [
         (path, part)
-        for path, part, fingerprint in zip(found, parts, expected, strict=True)
+        for path, part, fingerprint in zip(directories, parts, expected, strict=True)
         if not path.is_dir() or read_account(path)["fingerprint"] != fingerprint
     ]
     if differing:
@@ -333,4 +333,4 @@ def find_shards(output: Path, parts: Sequence[Part], treatment: Treatment) -> li
             expected="the same files, tokenizer and options on every machine",
             run="the same command with --shard again for these, after removing them",
         )
-    return found
+    return directories

@@ -136,12 +136,16 @@ def _characters(run: Sequence[bytes]) -> Iterator[tuple[str, Kind]]:
 
 def _printable(text: str) -> str:
     """`text` with blanks made visible."""
-    return "".join(_VISIBLE.get(one) or _harmless(one) for one in text)
+    return "".join(_VISIBLE.get(character) or _harmless(character) for character in text)
 
 
 def _harmless(text: str) -> str:
     """`text` with what a terminal would obey or hide written as an escape."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    )
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,10 @@ def render(samples: Sequence[Sample], num_pieces: int = 160, num_stretches: int 
     parts = _legend()
     for sample in samples:
         parts.append(
-            (f"\nBlock {sample.index + 1}: {sum(len(one.pieces) for one in sample.stretches):,} tokens\n", "bold")
+            (
+                f"\nBlock {sample.index + 1}: {sum(len(stretch.pieces) for stretch in sample.stretches):,} tokens\n",
+                "bold",
+            )
         )
         for number, stretch in enumerate(sample.stretches[:num_stretches], 1):
             size, half = len(stretch.pieces), num_pieces // 2

@@ -117,10 +117,10 @@ def record_text(record: Record) -> str:
                 return "\n".join(message.content for message in shape.read(record.values).messages)
             except UnusableError:
                 return ""
-    if other := [key for key in TEXT_KEYS if key in record.values]:
+    if wrong := [key for key in TEXT_KEYS if key in record.values]:
         raise DataError(
-            f"{record.place}: {other[0]} is not a text",
-            found=f"{type(record.values[other[0]]).__name__} {str(record.values[other[0]])[:60]}",
+            f"{record.place}: {wrong[0]} is not a text",
+            found=f"{type(record.values[wrong[0]]).__name__} {str(record.values[wrong[0]])[:60]}",
             expected="a text",
         )
     raise DataError(

@@ -85,15 +85,15 @@ def list_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     if not path.exists():
         raise FileError(f"{path} does not exist", expected="a file or a directory of files")
-    found = [path] if path.is_file() else list_inputs(path)
-    known = [file for file in found if suffix(file) in suffixes]
+    files = [path] if path.is_file() else list_inputs(path)
+    known = [file for file in files if suffix(file) in suffixes]
     if not known:
         raise DataError(
             f"{path} holds no file of a format that can be read",
-            found=", ".join(sorted({file.suffix or file.name for file in found})) or "an empty directory",
+            found=", ".join(sorted({file.suffix or file.name for file in files})) or "an empty directory",
             expected=" ".join(suffixes) + ", or one of these with .gz or .zst behind it",
         )
-    if others := sorted({file.suffix or file.name for file in found if file not in known}):
+    if others := sorted({file.suffix or file.name for file in files if file not in known}):
         console.warn(f"{path}: files of other formats are left out: {' '.join(others)}")
     content = [file for file in known if file.name.lower() not in _DESCRIPTIONS]
     return content if any(suffix(file) in RECORD_SUFFIXES for file in content) else known
@@ -137,8 +137,8 @@ def open_text(file: Path, newline: str | None = None) -> Iterator[tuple[IO[str],
 
 def detect_encoding(file: Path) -> str:
     """The name of the file's encoding; raises `FileError` where it is none of those known."""
-    found = file.stat()
-    return _detect(file, found.st_size, found.st_mtime_ns)
+    status = file.stat()
+    return _detect(file, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

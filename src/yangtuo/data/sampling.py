@@ -85,9 +85,9 @@ def _sections(
     spans: Spans, candidates: list[int], missing: float, generator: np.random.Generator, cut: Cut
 ) -> dict[int, tuple[int, int]]:
     """Sections of some of the spans `candidates`, by their index, that hold about `missing` tokens together."""
-    found: dict[int, tuple[int, int]] = {}
+    sections: dict[int, tuple[int, int]] = {}
     for tried, index in enumerate(candidates[: 8 * _NUM_SECTIONS]):
-        left = min(_NUM_SECTIONS - len(found), len(candidates) - tried)
+        left = min(_NUM_SECTIONS - len(sections), len(candidates) - tried)
         size = round(missing / max(left, 1))
         if left < 1 or missing < _LEAST_SECTION / 2:
             break
@@ -101,10 +101,10 @@ def _sections(
             if section and section[0] >= span["begin"] and section[1] <= span["end"]:
                 taken = section[1] - section[0]
                 if _LEAST_SECTION / 2 <= taken <= 2 * size and taken < length:
-                    found[index] = section
+                    sections[index] = section
                     missing -= taken
                     break
-    return found
+    return sections
 
 
 def _divide(spans: Spans, chosen: npt.NDArray[np.bool_], sections: dict[int, tuple[int, int]]) -> tuple[Spans, Spans]:

@@ -232,12 +232,12 @@ def recognise(record: Record, told: Shape | None = None) -> Shape:
     for shape in known:
         if all(key in record.values for key in shape.keys):
             return shape
-    found = list(record.values)
+    keys = list(record.values)
     raise DataError(
         f"{record.place} has the shape of no known conversation",
-        found="the keys " + (", ".join(found) or "(none)"),
+        found="the keys " + (", ".join(keys) or "(none)"),
         expected="; ".join(f"{shape.name}: {', '.join(shape.keys)}" for shape in known),
-        run="the same command with --columns question=COLUMN,answer=COLUMN" if found else None,
+        run="the same command with --columns question=COLUMN,answer=COLUMN" if keys else None,
     )
 
 

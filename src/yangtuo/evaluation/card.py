@@ -110,7 +110,7 @@ def _base_name(artifact: Artifact, made_from: Sequence[Artifact]) -> str | None:
 
     For an adapter it is the very model that it goes on, which may have grown since.
     """
-    by_print = {one.fingerprint: one for one in made_from}
+    by_print = {ancestor.fingerprint: ancestor for ancestor in made_from}
     current, name = artifact, None
     while current.manifest is not None:
         parent = next((current.manifest.parents[role] for role in _STARTS if role in current.manifest.parents), None)
@@ -223,7 +223,7 @@ def _data(made_from: Sequence[Artifact]) -> str:
         elif manifest.stage in _TEXTS:
             key, said = _TEXTS[manifest.stage]
             given = manifest.config.get(key)
-            rows += [(split_source(str(one)).name, said, "") for one in given] if isinstance(given, list) else []
+            rows += [(split_source(str(source)).name, said, "") for source in given] if isinstance(given, list) else []
     shown = list(dict.fromkeys(tuple(map(str, without_paths(row))) for row in rows))
     return f"## Data\n\n{_table(('name', 'what', 'how much'), shown)}" if shown else ""
 
@@ -235,7 +235,9 @@ def _steps(made_from: Sequence[Artifact]) -> str:
         manifest = artifact.manifest
         if manifest is None or manifest.stage not in STAGES:
             continue
-        defaults = {one.name: None if one.default is MISSING else one.default for one in fields(STAGES[manifest.stage])}
+        defaults = {
+            item.name: None if item.default is MISSING else item.default for item in fields(STAGES[manifest.stage])
+        }
         words = [f"yangtuo {manifest.stage}"]
         for key, value in manifest.config.items():
             given = tuple(value) if isinstance(value, list) else value
@@ -245,8 +247,8 @@ def _steps(made_from: Sequence[Artifact]) -> str:
             if isinstance(given, bool):
                 words.append(flag if given else flag.replace("--", "--no-", 1))
                 continue
-            for one in given if isinstance(given, tuple) else (given,):
-                words.append(f"{flag} {shlex.quote(_by_name(str(one), made_from))}")
+            for item in given if isinstance(given, tuple) else (given,):
+                words.append(f"{flag} {shlex.quote(_by_name(str(item), made_from))}")
         lines.append("    " + " ".join([*words, f"--output {artifact.path.name}"]))
     return "## How it was made\n\n" + "\n".join(lines) if lines else ""
 

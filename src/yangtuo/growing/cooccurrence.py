@@ -92,10 +92,10 @@ def _count(documents: Iterable[Ids], num_old: int, num_rows: int) -> tuple[torch
 
     for document in documents:
         ids = torch.from_numpy(np.array(document, dtype=np.int64))
-        found = torch.bincount(ids, minlength=num_rows)
-        counts += found
-        if found[num_old:].sum() >= NEW_LANGUAGE * len(ids):
-            counts_new += found
+        occurrences = torch.bincount(ids, minlength=num_rows)
+        counts += occurrences
+        if occurrences[num_old:].sum() >= NEW_LANGUAGE * len(ids):
+            counts_new += occurrences
         pending.append(ids)
         if sum(map(len, pending)) >= _PENDING:
             table = add()

@@ -127,8 +127,8 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     num_positions, hidden = len(where), states.shape[1]
     products = torch.zeros(hidden, hidden, device=device)
     for part in torch.split(where, _AT_ONCE):
-        found = states[part].to(device).float()
-        products += found.T @ found / num_positions
+        read = states[part].to(device).float()
+        products += read.T @ read / num_positions
     variance, directions = torch.linalg.eigh(products.double())
     variance = variance.clamp_min(0) + _DAMPING * variance.mean()
     whitening = (directions * variance.rsqrt()).float()
@@ -141,13 +141,13 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
     for _ in range(_ROW_EPOCHS):
         for places in torch.split(torch.randperm(num_positions, generator=generator), _ROW_BATCH):
-            found = states[where[places]].to(device, dtype)
+            read = states[where[places]].to(device, dtype)
             targets, still_sum = positions.targets[places].to(device), positions.still_sum[places].to(device)
-            logits = (found @ (start + moved).T.to(dtype)).float()
+            logits = (read @ (start + moved).T.to(dtype)).float()
             errors = (logits - torch.logaddexp(still_sum, logits.logsumexp(1))[:, None]).exp_()
             said = (targets >= 0).nonzero()[:, 0]
             errors[said, targets[said]] -= 1
-            slope = (errors.to(dtype).T @ found).float() * (num_positions / len(places))
+            slope = (errors.to(dtype).T @ read).float() * (num_positions / len(places))
             velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1

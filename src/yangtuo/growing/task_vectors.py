@@ -138,15 +138,15 @@ def _misfits(tuned: Model, base: Model, grown: Model, ids: Mapping[str, int]) ->
                 expected="a tuned model and the base that it was tuned from",
             )
         )
-    for other in (tuned, grown):
-        moved = [row for row, piece in enumerate(base.pieces) if other.pieces[row : row + 1] != [piece]]
+    for encoder in (tuned, grown):
+        moved = [row for row, piece in enumerate(base.pieces) if encoder.pieces[row : row + 1] != [piece]]
         if moved:
             errors.append(
                 LineageError(
-                    f"the ids of {other.path} do not begin with those of {base.path}",
+                    f"the ids of {encoder.path} do not begin with those of {base.path}",
                     found=f"{len(moved):,} differ, the first is id {moved[0]}, {base.pieces[moved[0]]!r}",
                     expected="the base that both were made from",
-                    run=f"yangtuo inspect {other.path}",
+                    run=f"yangtuo inspect {encoder.path}",
                 )
             )
     missing = [piece for piece in tuned.pieces[min(tuned.num_rows, base.num_rows) : tuned.num_rows] if piece not in ids]

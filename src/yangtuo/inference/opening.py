@@ -42,7 +42,9 @@ class Opened:
     @property
     def engines(self) -> list[Engine]:
         """Every engine once."""
-        return list({id(one.engine): one.engine for one in self.conversations.values()}.values())
+        return list(
+            {id(conversation.engine): conversation.engine for conversation in self.conversations.values()}.values()
+        )
 
     def close(self) -> None:
         """Closes all engines."""
@@ -68,7 +70,9 @@ def open_conversations(
         source.name: open_artifact(source.path, Kind.ADAPTER)
         for source in map(split_source, filter(_is_named, adapters))
     }
-    raise_all([*check_chain(base, chain), *(e for one in named.values() for e in check_chain(base, [*chain, one]))])
+    raise_all(
+        [*check_chain(base, chain), *(e for adapter in named.values() for e in check_chain(base, [*chain, adapter]))]
+    )
     chosen = _choose(engine, base.path)
     if base.path.is_file() and dtype != "auto":
         raise ConfigError(
@@ -82,7 +86,7 @@ def open_conversations(
     elif chain:
         path = _merged(base, chain, why if len(chain) == 1 and not named else "adapters in order make one model")
     opened: dict[str, Conversation] = {}
-    names = {name: _reason_to_merge(chosen, path, one.path) for name, one in named.items()}
+    names = {name: _reason_to_merge(chosen, path, adapter.path) for name, adapter in named.items()}
     on_top |= {name: named[name].path for name, why in names.items() if not why}
     runner = _start(chosen, path, on_top, dtype)
     title = base.path.stem if base.path.is_file() else base.path.resolve().name

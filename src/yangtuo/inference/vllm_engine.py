@@ -116,8 +116,8 @@ class VllmEngine:
         places: list[Any] = self._server.ask("/v1/completions", body)["choices"][0]["prompt_logprobs"]
         tokens = [Token(ids[0])]
         for token, place in zip(ids[1:], places[1:], strict=True):
-            found = sorted(((int(index), entry["logprob"]) for index, entry in place.items()), key=lambda e: -e[1])
-            tokens.append(Token(token, dict(found)[token], tuple(found[:logprobs])))
+            ranked = sorted(((int(index), entry["logprob"]) for index, entry in place.items()), key=lambda e: -e[1])
+            tokens.append(Token(token, dict(ranked)[token], tuple(ranked[:logprobs])))
         return tokens
 
     def embed(self, ids: Sequence[int], adapter: str | None = None) -> list[float]:  # noqa: ARG002

@@ -107,8 +107,8 @@ def completion_logprobs(encoder: Encoder, tokens: Sequence[Token], count: int, o
             continue
         likeliest = {name: _finite(token.logprob)}
         for index, value in token.top[:count]:
-            other = _name(encoder.token_bytes(index))
-            likeliest[other] = max(_finite(value), likeliest.get(other, _LEAST))
+            likely = _name(encoder.token_bytes(index))
+            likeliest[likely] = max(_finite(value), likeliest.get(likely, _LEAST))
         top.append(likeliest)
     values = [None if token.logprob is None else _finite(token.logprob) for token in tokens]
     return {"tokens": names, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}

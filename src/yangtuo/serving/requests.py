@@ -186,7 +186,7 @@ def encode_all(
     elif isinstance(prompt[0], int):
         many = [list(prompt)]  # type: ignore[arg-type]
     else:
-        many = [encode(one) if isinstance(one, str) else list(one) for one in prompt]  # type: ignore[arg-type]
+        many = [encode(part) if isinstance(part, str) else list(part) for part in prompt]  # type: ignore[arg-type]
     for ids in many:
         if not ids:
             raise RequestError(400, "the prompt is empty, and this model's vocabulary has no token to begin with")

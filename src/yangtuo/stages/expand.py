@@ -268,9 +268,9 @@ def _related_rows(
     old: Encoder, sources: Sequence[Sequence[int]], counted: Cooccurrence | None, num_kept: int
 ) -> list[int]:
     """Old rows of the new language: those beyond ASCII that new pieces stand for, and those that its texts use."""
-    used = {one for source in sources for one in source}
-    decoded = ((one, old.decode([one]).strip()) for one in used)
-    own = {one for one, text in decoded if text and not any(character.isascii() for character in text)}
+    used = {index for source in sources for index in source}
+    decoded = ((index, old.decode([index]).strip()) for index in used)
+    own = {index for index, text in decoded if text and not any(character.isascii() for character in text)}
     return sorted(own.union(counted.related_rows(num_kept) if counted else ()))
 
 
@@ -280,7 +280,11 @@ def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: 
     if embedding not in checkpoint.tensors.names():
         found = ", ".join(checkpoint.tensors.names()[:3])
         raise WeightsError(f"{config.model} has no embedding under the name {embedding}", found=found)
-    differing = [index for index, (one, other) in enumerate(zip(old.pieces, new.pieces, strict=False)) if one != other]
+    differing = [
+        index
+        for index, (old_piece, new_piece) in enumerate(zip(old.pieces, new.pieces, strict=False))
+        if old_piece != new_piece
+    ]
     if differing or new.vocabulary_size < old.vocabulary_size:
         found = (
             f"id {differing[0]} is {old.pieces[differing[0]]!r} in the model and {new.pieces[differing[0]]!r} in the "
@@ -300,7 +304,7 @@ def _kept_rows(config: ExpandConfig, checkpoint: Checkpoint, old: Encoder, new: 
 def _sources(old: Encoder, new: Encoder, index: int, num_kept: int) -> list[int]:
     """The rows that the model has used for the piece so far; none for a control token, or a piece that had no row."""
     piece = new.pieces[index]
-    return [] if piece in new.controls else [one for one in old.split_piece(piece) if one < num_kept]
+    return [] if piece in new.controls else [row for row in old.split_piece(piece) if row < num_kept]
 
 
 def _write_config(directory: Path, checkpoint: Checkpoint, encoder: Encoder, pad_id: int | None, tied: bool) -> None:

@@ -55,7 +55,7 @@ def run(config: MergeConfig) -> Artifact:
         for role, model in zip(("tuned", "tuned from"), pair, strict=True)
     }
     with draft(config, Kind.MODEL, {"base": base, **roles}) as made:
-        adapters = [scaled(one, config.lora_scale) for one in _open_adapters(sources, made.path / _SCRATCH)]
+        adapters = [scaled(adapter, config.lora_scale) for adapter in _open_adapters(sources, made.path / _SCRATCH)]
         raise_all([error for adapter in adapters for error in non_finite(adapter)])
         vectors = [
             task_vector(open_model(pair[0]), open_model(pair[1]), open_model(base), config.scale) for pair in pairs
@@ -167,7 +167,7 @@ def _tokenizer_of_result(
         if not adapter.brings_tokenizer:
             continue
         following = read_directory(adapter.path)
-        moved = [one for one, new in zip(tokenizer.pieces, following.pieces, strict=False) if one != new]
+        moved = [piece for piece, new in zip(tokenizer.pieces, following.pieces, strict=False) if piece != new]
         if moved or len(following.pieces) < len(tokenizer.pieces):
             errors.append(
                 LineageError(

@@ -125,9 +125,9 @@ def _join(
             joining.join_source(source, mask, config.held_out, config.seed, encoder, (writer, apart))
             for source, mask in zip(gathered, repeated, strict=True)
         ]
-        for source, found in zip(sources, figures, strict=True):
-            _report(config, source, found)
-        named = {source.name: found for source, found in zip(sources, figures, strict=True)}
+        for source, counts in zip(sources, figures, strict=True):
+            _report(config, source, counts)
+        named = {source.name: counts for source, counts in zip(sources, figures, strict=True)}
         if writer.num_documents == 0:
             raise DataError("no text is left to train on", found=str(list(named)), expected="weights above 0")
         writer.close()
@@ -138,31 +138,31 @@ def _join(
     return {**totals, "sources": named}, writer.hashes
 
 
-def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> None:
+def _report(config: PrepareConfig, source: Source, counts: dict[str, Any]) -> None:
     """Says what a user should know of a source; raises `DataError` where nothing of it is left."""
-    for encoding, number in found["encodings"].items():
+    for encoding, number in counts["encodings"].items():
         if encoding != "utf-8":
             console.detail(f"{source.path}: {number} documents read as {encoding.upper()}")
-    if not found["documents"] and not found["encodings"]:
+    if not counts["documents"] and not counts["encodings"]:
         raise DataError(
             f"{source.path} holds no text",
-            found=f"no document left: {found['removed']}" if found["removed"] else "no document",
+            found=f"no document left: {counts['removed']}" if counts["removed"] else "no document",
             expected="at least one document that is not blank",
         )
-    if not found["documents"]:
+    if not counts["documents"]:
         console.warn(f"{source.path} adds nothing: all its documents stand in sources before it")
         return
-    if source.weight and not found["taken_weight"]:
+    if source.weight and not counts["taken_weight"]:
         raise DataError(
             f"{source.path}: a share of {source.weight:g} of its text cannot be taken",
-            found=f"{found['documents']} documents of {found['text_tokens']:,} tokens, without a paragraph to cut at",
+            found=f"{counts['documents']} documents of {counts['text_tokens']:,} tokens, without a paragraph to cut at",
             expected="a weight of 1, or text in smaller documents",
             run="the same command with --documents line",
         )
-    asked, real = config.held_out, found["held_out_share"]
+    asked, real = config.held_out, counts["held_out_share"]
     console.detail(
-        f"{source.name}: {found['text_tokens']:,} tokens of text in {found['documents']:,} documents; "
-        f"{found['held_out_tokens']:,} held out ({real:.1%}), {found['tokens']:,} to train on"
+        f"{source.name}: {counts['text_tokens']:,} tokens of text in {counts['documents']:,} documents; "
+        f"{counts['held_out_tokens']:,} held out ({real:.1%}), {counts['tokens']:,} to train on"
     )
     if asked and not real:
         console.warn(f"{source.path}: nothing is held out of a single document that cannot be cut at a sentence")
@@ -170,8 +170,8 @@ def _report(config: PrepareConfig, source: Source, found: dict[str, Any]) -> Non
         console.warn(
             f"{source.path}: {real:.1%} of the text is held out instead of {asked:.1%}: documents are long beside it"
         )
-    if abs(found["taken_weight"] - source.weight) > source.weight / 10:
-        console.warn(f"{source.path} is taken {found['taken_weight']:.2f} times instead of {source.weight:g}")
+    if abs(counts["taken_weight"] - source.weight) > source.weight / 10:
+        console.warn(f"{source.path} is taken {counts['taken_weight']:.2f} times instead of {source.weight:g}")
 
 
 def _dry_run(

@@ -76,7 +76,7 @@ def _check_measured(artifact: Artifact, made_from: list[Artifact], score: Artifa
     if artifact.manifest.kind == Kind.EXPORT:
         fitting |= {parent.fingerprint for parent in artifact.manifest.parents.values()}
     if score.manifest and score.manifest.stage == "tokenizer audit":
-        fitting |= {one.fingerprint for one in made_from}
+        fitting |= {ancestor.fingerprint for ancestor in made_from}
     if fitting & {parent.fingerprint for parent in measured.values()}:
         return []
     return [

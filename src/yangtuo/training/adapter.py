@@ -140,15 +140,15 @@ def unreached(model: nn.Module) -> dict[str, int]:
 
     Name without the layer's number -> parameters. Those that learn in another way are none of them.
     """
-    found: dict[str, int] = {}
+    num_unreached: dict[str, int] = {}
     for name, module in inner(model).named_modules() if isinstance(model, PeftModel) else ():
         if isinstance(module, nn.Linear | nn.Embedding) or name.endswith((".base_layer", ".original_module")):
             continue
         for key, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1 and not parameter.requires_grad:
                 kind = re.sub(r"^.*\.\d+\.", "", f"{name}.{key}")
-                found[kind] = found.get(kind, 0) + parameter.numel()
-    return found
+                num_unreached[kind] = num_unreached.get(kind, 0) + parameter.numel()
+    return num_unreached
 
 
 def continue_from(model: PreTrainedModel, directory: Path) -> PeftModel:

@@ -129,7 +129,7 @@ class ProgressCallback(TrainerCallback):
             self._take_measures(step)
             control.should_training_stop |= self.ended is not None
         asked = (signal.SIGINT, signal.SIGTERM)
-        came = processes.any_rank([self.signal == one for one in asked])
+        came = processes.any_rank([self.signal == number for number in asked])
         if any(came):
             self.signal = asked[came.index(True)]
             control.should_save = control.should_training_stop = True

@@ -181,8 +181,8 @@ def nats_by_row(model: PreTrainedModel, labels: Tensor, sliced: bool, **inputs: 
         return _by_row(nats, learned, labels)
     sums = torch.zeros(len(labels), device=labels.device)
     for index, targets in enumerate(labels[:, 1:]):
-        one = {name: None if value is None else value[index, None] for name, value in inputs.items()}
-        logits = model.forward(**one, use_cache=False).logits[0, :-1]
+        row = {name: None if value is None else value[index, None] for name, value in inputs.items()}
+        logits = model.forward(**row, use_cache=False).logits[0, :-1]
         for part in _slices(len(logits), logits.shape[1], _SLICE_ELEMENTS):
             sums[index] += cross_entropy(logits[part].float(), targets[part], ignore_index=IGNORED, reduction="sum")
     return sums

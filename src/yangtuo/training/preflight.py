@@ -29,13 +29,13 @@ def check(options: Mapping[str, Any]) -> list[UserError]:
         except (TrainingError, ConfigError) as error:
             errors.append(error)
     is_dora = read.get("lora", {}).get("use_dora", False)
-    found = [
+    problems = [
         _check_processes(options),
         _check_whole(options),
         *_check_sharding(options, is_dora),
         _check_dtype(options),
     ]
-    return [error for error in found if error is not None] + errors + _check_trackers(options["report_to"])
+    return [error for error in problems if error is not None] + errors + _check_trackers(options["report_to"])
 
 
 def _check_whole(options: Mapping[str, Any]) -> UserError | None:

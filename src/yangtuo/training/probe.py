@@ -39,10 +39,10 @@ def choose_attention(config: PretrainedConfig, asked: str = "auto") -> str:
     own = () if torch.cuda.is_available() else (attention.NAME,)
     is_flash = asked == "flash_attention_2"
     offered = (*own, "sdpa", "eager") if asked == "auto" else ("sdpa",) if is_flash else (asked,)
-    found = _chosen(config.model_type, json.dumps(values, sort_keys=True, default=str), offered)
-    if isinstance(found, UserError):
-        raise found
-    return asked if is_flash else found
+    chosen = _chosen(config.model_type, json.dumps(values, sort_keys=True, default=str), offered)
+    if isinstance(chosen, UserError):
+        raise chosen
+    return asked if is_flash else chosen
 
 
 @lru_cache(maxsize=16)
@@ -107,21 +107,21 @@ def _small(model_type: str, values: dict[str, Any]) -> PretrainedConfig:
 
 def _difference(config: PretrainedConfig, name: str) -> str | None:
     """What is wrong with training under the attention `name`, or None."""
-    theirs = _model(config, "eager" if name == "eager" else "sdpa")
-    ours = _model(config, name)
-    ours.load_state_dict(theirs.state_dict())
-    attention.keep_documents_apart(ours)
-    use_sliced_loss(ours)
+    reference = _model(config, "eager" if name == "eager" else "sdpa")
+    model = _model(config, name)
+    model.load_state_dict(reference.state_dict())
+    attention.keep_documents_apart(model)
+    use_sliced_loss(model)
     generator = torch.Generator().manual_seed(0)
     first, second = (_document(config, length, generator) for length in _LENGTHS)
-    alone = [_loss(theirs, ids, ids) for ids in (first, second)]
-    unpacked = _loss(ours, second, second)
+    alone = [_loss(reference, ids, ids) for ids in (first, second)]
+    unpacked = _loss(model, second, second)
     if not _near(unpacked, alone[1]):
         return f"its loss is {unpacked:.4f} here and {alone[1]:.4f} in transformers"
     positions = torch.cat([torch.arange(length) for length in _LENGTHS])[None]
     labels = torch.cat([torch.full_like(first, IGNORED), second], dim=1)
     labels[0, _LENGTHS[0]] = IGNORED  # no document says how another begins
-    packed = _loss(ours, torch.cat([first, second], dim=1), labels, positions)
+    packed = _loss(model, torch.cat([first, second], dim=1), labels, positions)
     if not _near(packed, alone[1]):
         return (
             f"documents packed into one block see each other: a loss of {packed:.4f} instead of {alone[1]:.4f} "

@@ -147,33 +147,37 @@ def audit(tokenizer: Path, base: Path, texts: Mapping[str, Iterable[str]], scrip
             expected="the tokenizer that it was made from as --base",
         )
     scripts = compile_scripts(script or _written_in(new, old))
-    found, other = Audit(scripts=scripts.names), _as_transformers(tokenizer)
+    result, in_transformers = Audit(scripts=scripts.names), _as_transformers(tokenizer)
     used: Counter[int] = Counter()
     spans = _Spans(new, scripts), _Spans(old, scripts)
     for label, some in texts.items():
-        amount = found.by_file.setdefault(label, Amount())
+        amount = result.by_file.setdefault(label, Amount())
         for lines in _batches(some):
-            ids, base_ids, other_ids = new.encode_batch(lines), old.encode_batch(lines), other.encode_batch(lines, None)
-            for text, one, before, engine in zip(lines, ids, base_ids, other_ids, strict=True):
-                used.update(one)
+            ids, base_ids, other_ids = (
+                new.encode_batch(lines),
+                old.encode_batch(lines),
+                in_transformers.encode_batch(lines, None),
+            )
+            for text, new_ids, before, engine in zip(lines, ids, base_ids, other_ids, strict=True):
+                used.update(new_ids)
                 plain = PLAIN.search(text) is not None
-                changed = plain and one != before and spans[1].differ(before, spans[0], one)
-                found.num_compared += plain
-                for counted in (amount, found.total, found.by_script.setdefault(_dominant_script(text), Amount())):
-                    counted.add(text, one, before, changed)
-                if engine != one:
-                    found.num_mismatched += 1
-                    _keep(found.mismatched, text, one, engine, (new, new))
-                if new.decode(one) != text:
-                    found.num_broken += 1
-                    found.broken += [text[:_LONGEST_SHOWN]] if len(found.broken) < _NUM_WORST else []
+                changed = plain and new_ids != before and spans[1].differ(before, spans[0], new_ids)
+                result.num_compared += plain
+                for counted in (amount, result.total, result.by_script.setdefault(_dominant_script(text), Amount())):
+                    counted.add(text, new_ids, before, changed)
+                if engine != new_ids:
+                    result.num_mismatched += 1
+                    _keep(result.mismatched, text, new_ids, engine, (new, new))
+                if new.decode(new_ids) != text:
+                    result.num_broken += 1
+                    result.broken += [text[:_LONGEST_SHOWN]] if len(result.broken) < _NUM_WORST else []
                 if changed:
-                    _keep(found.changed, text, one, before, (new, old))
+                    _keep(result.changed, text, new_ids, before, (new, old))
                 if len(before) > 8 and len(text) <= 200 and scripts.share(text) > 0.5:
-                    _keep_worst(found, text, one, before, (new, old))
-            found.num_lines += len(lines)
-    _judge_pieces(found, (new, old), used, scripts)
-    return found
+                    _keep_worst(result, text, new_ids, before, (new, old))
+            result.num_lines += len(lines)
+    _judge_pieces(result, (new, old), used, scripts)
+    return result
 
 
 def _written_in(new: Encoder, old: Encoder) -> tuple[str, ...]:
@@ -186,32 +190,32 @@ def _written_in(new: Encoder, old: Encoder) -> tuple[str, ...]:
     return names or (("Latin",) if latin else DEFAULT_SCRIPTS)
 
 
-def _judge_pieces(found: Audit, encoders: tuple[Encoder, Encoder], used: Counter[int], scripts: Scripts) -> None:
+def _judge_pieces(result: Audit, encoders: tuple[Encoder, Encoder], used: Counter[int], scripts: Scripts) -> None:
     new, old = encoders
     controls = set(new.controls.values())
     fresh = [index for index in range(old.vocabulary_size, new.vocabulary_size) if index not in controls]
-    found.new_pieces = len(fresh)
+    result.new_pieces = len(fresh)
     for index in fresh:
         text = readable(new, index)
         if new.split_piece(new.pieces[index]) != [index]:
-            found.dead.append(text)
+            result.dead.append(text)
         if text.startswith(" "):
             script = next(iter(letter_counts(text)), "")
             if script in scripts.names and writes_spaces(script):
-                found.leading_spaces += 1
+                result.leading_spaces += 1
             else:
-                found.leading_blank.append(BLANK + text[1:])
+                result.leading_blank.append(BLANK + text[1:])
         length = len(new.token_bytes(index).decode("utf-8", errors="replace"))
-        found.lengths[length] = found.lengths.get(length, 0) + 1
+        result.lengths[length] = result.lengths.get(length, 0) + 1
         power = used[index].bit_length() - 1
         if power < 0:
-            found.unused += 1
+            result.unused += 1
         else:
-            found.frequencies[power] = found.frequencies.get(power, 0) + 1
+            result.frequencies[power] = result.frequencies.get(power, 0) + 1
     for index in range(old.vocabulary_size):
         piece = old.pieces[index]
         if old.split_piece(piece) == [index] and new.split_piece(piece) != [index]:
-            found.lost.append(readable(old, index))
+            result.lost.append(readable(old, index))
 
 
 class _Spans:
@@ -219,8 +223,8 @@ class _Spans:
 
     def __init__(self, encoder: Encoder, scripts: Scripts) -> None:
         data = [encoder.token_bytes(index) for index in range(encoder.vocabulary_size)]
-        self._lengths = [len(one) for one in data]
-        texts = [one.decode("utf-8", errors="replace") for one in data]
+        self._lengths = [len(token) for token in data]
+        texts = [token.decode("utf-8", errors="replace") for token in data]
         own = [scripts.own.search(text) is not None for text in texts]
         self._any = scripts.share_base
         self._own = own if "Latin" in scripts.names else [False] * len(own)
@@ -265,21 +269,21 @@ def _keep(
 
 def _sample(text: str, ids: Sequence[int], other_ids: Sequence[int], encoders: tuple[Encoder, Encoder]) -> Sample:
     """The line cut in both ways, its end left off where it is long."""
-    new, other = encoders
-    before = [readable(other, index) for index in other_ids[:_LONGEST_SHOWN]]
+    new, old = encoders
+    before = [readable(old, index) for index in other_ids[:_LONGEST_SHOWN]]
     return Sample(text[:_LONGEST_SHOWN], before, [readable(new, index) for index in ids[:_LONGEST_SHOWN]])
 
 
 def _keep_worst(
-    found: Audit, text: str, ids: Sequence[int], base_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
+    result: Audit, text: str, ids: Sequence[int], base_ids: Sequence[int], encoders: tuple[Encoder, Encoder]
 ) -> None:
     """Keeps the lines whose number of tokens fell least."""
     gain = len(ids) / len(base_ids)
-    least = found.worst[-1] if len(found.worst) == _NUM_WORST else None
+    least = result.worst[-1] if len(result.worst) == _NUM_WORST else None
     if least is None or gain > len(least.tokens) / len(least.base):
-        found.worst.append(_sample(text, ids, base_ids, encoders))
-        found.worst.sort(key=lambda sample: -len(sample.tokens) / len(sample.base))
-        del found.worst[_NUM_WORST:]
+        result.worst.append(_sample(text, ids, base_ids, encoders))
+        result.worst.sort(key=lambda sample: -len(sample.tokens) / len(sample.base))
+        del result.worst[_NUM_WORST:]
 
 
 def _batches(texts: Iterable[str]) -> Iterable[list[str]]:

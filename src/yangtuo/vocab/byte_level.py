@@ -92,20 +92,20 @@ def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
     word = rf"{' ?' if scripts.takes_blank else ''}[{letters}][{letters}\p{{M}}\x{{200C}}\x{{200D}}]*|"
     step = content.get("pre_tokenizer") or {}
     steps: list[dict[str, Any]] = []
-    for one in step.get("pretokenizers", [step]):
-        if one["type"] == "ByteLevel" and one.get("use_regex", True) and not one["add_prefix_space"]:
-            steps += [_split(_after_marks(_GPT2_SPLIT) + word + _GPT2_SPLIT), {**one, "use_regex": False}]
-        elif one["type"] == "Split" and "Regex" in one["pattern"] and one["behavior"] in ("Isolated", "Removed"):
-            own = one["pattern"]["Regex"]
-            steps.append({**one, "pattern": {"Regex": _after_marks(own) + word + own}})
+    for part in step.get("pretokenizers", [step]):
+        if part["type"] == "ByteLevel" and part.get("use_regex", True) and not part["add_prefix_space"]:
+            steps += [_split(_after_marks(_GPT2_SPLIT) + word + _GPT2_SPLIT), {**part, "use_regex": False}]
+        elif part["type"] == "Split" and "Regex" in part["pattern"] and part["behavior"] in ("Isolated", "Removed"):
+            own = part["pattern"]["Regex"]
+            steps.append({**part, "pattern": {"Regex": _after_marks(own) + word + own}})
         else:
-            steps.append(one)
+            steps.append(part)
     widened = {**content, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
     sample = "".join(map(chr, codes[:8]))
     if chars_per_word(widened, [sample]) < len(sample):
         raise VocabularyError(
             "the base's pre-tokenizer cannot be widened",
-            found=", ".join(one["type"] for one in step.get("pretokenizers", [step])),
+            found=", ".join(part["type"] for part in step.get("pretokenizers", [step])),
             expected="one that parts words by a regular expression, as GPT-2, Llama 3, Qwen and SmolLM2 do",
             run="the same command without --widen",
         )
@@ -114,8 +114,8 @@ def widen(content: Mapping[str, Any], scripts: Scripts) -> dict[str, Any]:
 
 def _after_marks(split: str) -> str:
     """The base's own alternative for a run of signs, right after a mark: `'s` there is no contraction, for one."""
-    found = _SIGNS.search(split)
-    return rf"(?<=[\p{{M}}\x{{200C}}\x{{200D}}]){found[0]}|" if found else ""
+    signs = _SIGNS.search(split)
+    return rf"(?<=[\p{{M}}\x{{200C}}\x{{200D}}]){signs[0]}|" if signs else ""
 
 
 def _split(pattern: str) -> dict[str, Any]:
@@ -142,26 +142,27 @@ def learn_merges(
     engine = FastEngine(base)
     pieces = _pieces(base)
     spelled = {
-        one: [pieces[index] for index in engine.split(to_byte_level(one))] for one in covering_characters(counts)
+        character: [pieces[index] for index in engine.split(to_byte_level(character))]
+        for character in covering_characters(counts)
     }
     # A character whose first bytes other scripts need as they are (such as U+FF5E) stays apart.
     apart = [
-        one
-        for one, parts in spelled.items()
+        character
+        for character, parts in spelled.items()
         if len(parts) > 1 and all(_acceptable("".join(merge), scripts) for merge in _character_merges([parts]))
     ]
 
     def learn(characters: Sequence[str]) -> list[Candidate]:
-        first = _character_merges(spelled[one] for one in characters)[:size]
+        first = _character_merges(spelled[character] for character in characters)[:size]
         num_merges = size + (size // 2 if held_out else 0) - len(first)
         merges = [*first, *_word_merges(_extended(base, first), lines, scripts, num_merges)]
         return [Candidate(left + right, (left, right)) for left, right in merges]
 
     candidates = learn_within(size, apart, learn)
     if held_out:
-        grown = FastEngine(_extended(base, [(one.parts[0], one.parts[1]) for one in candidates]))
+        grown = FastEngine(_extended(base, [(candidate.parts[0], candidate.parts[1]) for candidate in candidates]))
         candidates = earned(candidates, size, used_candidates(grown, held_out, len(pieces), candidates))
-    merges = [(one.parts[0], one.parts[1]) for one in candidates[:size]]
+    merges = [(candidate.parts[0], candidate.parts[1]) for candidate in candidates[:size]]
     return LearnedMerges(merges, sum(_is_character(left + right) for left, right in merges))
 
 

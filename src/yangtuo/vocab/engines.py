@@ -150,7 +150,9 @@ class FastEngine:
 
     def encode_batch(self, texts: Sequence[str], num_threads: int | None) -> list[list[int]]:  # noqa: ARG002
         """The ids of each text, on the library's own threads, however many `num_threads` asks for."""
-        return [list(one.ids) for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            list(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def encode_arrays(self, texts: Sequence[str], num_threads: int | None) -> list[npt.NDArray[np.int32]]:
         """The ids of each text as arrays."""
@@ -162,9 +164,9 @@ class FastEngine:
         return [
             [
                 [index for index, _ in word]
-                for _, word in groupby(zip(one.ids, one.word_ids, strict=True), itemgetter(1))
+                for _, word in groupby(zip(encoding.ids, encoding.word_ids, strict=True), itemgetter(1))
             ]
-            for one in encodings
+            for encoding in encodings
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -242,5 +244,5 @@ def _without_prefix(step: Any) -> Any:
         return {**step, "add_prefix_space": False}
     if step["type"] == "Sequence":
         key = "normalizers" if "normalizers" in step else "pretokenizers"
-        return {**step, key: [_without_prefix(one) for one in step[key]]}
+        return {**step, key: [_without_prefix(inner) for inner in step[key]]}
     return step

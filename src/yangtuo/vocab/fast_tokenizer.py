@@ -170,7 +170,7 @@ def _steps(step: Any, key: str) -> list[dict[str, Any]]:
     """A step of the pipeline, or those of a sequence."""
     if not isinstance(step, dict):
         return []
-    return [inner for one in step[key] for inner in _steps(one, key)] if step.get("type") == "Sequence" else [step]
+    return [inner for part in step[key] for inner in _steps(part, key)] if step.get("type") == "Sequence" else [step]
 
 
 def _proto(content: Mapping[str, Any]) -> Any:

@@ -82,8 +82,10 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts, h
     known = {piece.piece for piece in base.pieces if piece.type == NORMAL}
     lines, counts = script_lines(texts, scripts, blank=BLANK)
     # A character that others write, too, is joined only where the base has it as a piece.
-    alphabet = {one for one in counts if one in known or one == BLANK or scripts.own.match(one)}
-    apart = [one for one in covering_characters(counts) if one not in known and one in alphabet]
+    alphabet = {
+        character for character in counts if character in known or character == BLANK or scripts.own.match(character)
+    }
+    apart = [character for character in covering_characters(counts) if character not in known and character in alphabet]
     # What English shares with the script is merged already, and must not be merged anew.
     begun = "Latin" in scripts.names or any(len(piece) > 1 and scripts.accepts(piece) for piece in known)
 
@@ -100,9 +102,9 @@ def learn_pieces(base: Any, texts: Iterable[str], size: int, scripts: Scripts, h
 
     candidates = learn_within(size, apart, learn)
     if held_out:
-        engine = SentencePieceEngine(extend(base, [one.piece for one in candidates]), {})
+        engine = SentencePieceEngine(extend(base, [candidate.piece for candidate in candidates]), {})
         candidates = earned(candidates, size, used_candidates(engine, held_out, len(base.pieces), candidates))
-    pieces = [one.piece for one in candidates[:size]]
+    pieces = [candidate.piece for candidate in candidates[:size]]
     return Learned(pieces, sum(len(piece) == 1 for piece in pieces))
 
 
@@ -113,9 +115,9 @@ def _continue(
     model = extend(base, characters)
     model.normalizer_spec.add_dummy_prefix = False
     usable = {
-        index: one.piece
-        for index, one in enumerate(model.pieces)
-        if one.type == NORMAL and scripts.stands_in(one.piece)
+        index: piece.piece
+        for index, piece in enumerate(model.pieces)
+        if piece.type == NORMAL and scripts.stands_in(piece.piece)
     }
     return continue_merges(SentencePieceEngine(model, {}), usable, lines, num_merges, scripts.accepts)
 
@@ -133,12 +135,12 @@ def used_candidates(engine: Engine, texts: Sequence[str], base_size: int, candid
     """The candidates, whose ids follow the base's, that `texts` are cut into."""
     lines = [line for text in texts for line in text.split("\n") if line]
     ids = {index for line in engine.encode_batch(lines, None) for index in line if index >= base_size}
-    return {one.piece for index, one in enumerate(candidates, base_size) if index in ids}
+    return {candidate.piece for index, candidate in enumerate(candidates, base_size) if index in ids}
 
 
 def earned(candidates: list[Candidate], size: int, used: set[str]) -> list[Candidate]:
     """The first `size` candidates that are `used`, or parts of such; others only where these are too few."""
-    parts = {one.piece: one.parts for one in candidates}
+    parts = {candidate.piece: candidate.parts for candidate in candidates}
     kept: set[str] = set()
     waiting = list(used)
     while waiting:
@@ -146,11 +148,11 @@ def earned(candidates: list[Candidate], size: int, used: set[str]) -> list[Candi
         if piece in parts and piece not in kept:
             kept.add(piece)
             waiting += parts[piece]
-    for one in candidates:
+    for candidate in candidates:
         if len(kept) >= size:
             break
-        kept.add(one.piece)
-    return [one for one in candidates if one.piece in kept][:size]
+        kept.add(candidate.piece)
+    return [candidate for candidate in candidates if candidate.piece in kept][:size]
 
 
 def _with_spare(size: int, held_out: Sequence[str]) -> int:
@@ -200,8 +202,8 @@ def script_lines(texts: Iterable[str], scripts: Scripts, *, blank: str) -> tuple
         line = "\n".join(scripts.runs(text)).replace(" ", blank)
         if line:
             lines.append(line)
-            found = np.bincount(np.frombuffer(line.encode("utf-32-le"), np.uint32))
-            totals[: len(found)] += found
+            occurrences = np.bincount(np.frombuffer(line.encode("utf-32-le"), np.uint32))
+            totals[: len(occurrences)] += occurrences
     totals[ord("\n")] = 0
     counts = Counter({chr(code): int(totals[code]) for code in totals.nonzero()[0]})
     if not counts:
@@ -256,7 +258,7 @@ def continue_merges(
                 yield "\n".join("".join(symbols.get(index, "\n") for index in word) for word in words)
 
     def text(part: str) -> str:
-        return "".join(texts[one] for one in part)
+        return "".join(texts[character] for character in part)
 
     merges: dict[tuple[str, str], int] = {}
     trained = train_pieces(spelled(), len(pieces), num_merges + _SPARE if num_merges > 0 else 0)
@@ -299,7 +301,7 @@ def train_pieces(lines: Iterable[str], num_symbols: int, num_pieces: int) -> lis
         minloglevel=2,
     )
     learned = parse_model(model.getvalue(), "learned pieces")
-    pieces = [one.piece for one in learned.pieces if len(one.piece) > 1 and one.type == NORMAL][:num_pieces]
+    pieces = [piece.piece for piece in learned.pieces if len(piece.piece) > 1 and piece.type == NORMAL][:num_pieces]
 
     def is_rare(rank: int) -> bool:
         return not _occurs_twice(learned, pieces[:rank], blocks)
@@ -316,7 +318,9 @@ def _occurs_twice(learned: Any, pieces: Sequence[str], blocks: Sequence[str]) ->
     model.CopyFrom(learned)
     kept = set(pieces)
     del model.pieces[:]
-    model.pieces.extend(one for one in learned.pieces if one.type != NORMAL or len(one.piece) == 1 or one.piece in kept)
+    model.pieces.extend(
+        piece for piece in learned.pieces if piece.type != NORMAL or len(piece.piece) == 1 or piece.piece in kept
+    )
     processor, count = load_processor(model), 0
     for block in blocks:
         words = [word for word in block.split("\n") if pieces[-1] in word] if pieces[-1] in block else []

@@ -142,7 +142,7 @@ class Scripts:
             return False
         tails = [bytes([a]) if missing == 1 else bytes([a, 0x9F]) for a in range(0x80, 0xC0)]
         candidates = [(partial + tail).decode("utf-8", errors="ignore") for tail in tails]
-        owned = sum(bool(one) and self.own.match(one) is not None for one in candidates)
+        owned = sum(bool(candidate) and self.own.match(candidate) is not None for candidate in candidates)
         return 3 * owned > len(candidates)
 
     def share(self, text: str) -> float:

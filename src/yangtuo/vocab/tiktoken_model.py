@@ -75,8 +75,8 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     merges = []
     for token, rank in ranks.items():
         cuts = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        found = [(left, right) for left, right in cuts if left in ranks and right in ranks]
-        merges += [(rank, ranks[left], ranks[right], left, right) for left, right in found]
+        halves = [(left, right) for left, right in cuts if left in ranks and right in ranks]
+        merges += [(rank, ranks[left], ranks[right], left, right) for left, right in halves]
     return [(left, right) for *_, left, right in sorted(merges)]
 
 

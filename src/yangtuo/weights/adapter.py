@@ -284,14 +284,14 @@ def _read_updates(tensors: TensorReader, config: Mapping[str, Any], name: str) -
         errors.append(WeightsError(f"{name} holds tensors of no known kind", found=", ".join(unknown[:6])))
     raise_all(errors)
     updates: dict[str, list[Update]] = {}
-    for module, found in parts.items():
+    for module, keys in parts.items():
         for kind in ("weight", "bias"):
             for role in ("base", "saved"):
-                if trained := found.get(f"{role}_{kind}"):
+                if trained := keys.get(f"{role}_{kind}"):
                     updates.setdefault(f"{module}.{kind}", []).append(Replace(trained, is_base=role == "base"))
-        if "rows" in found:
-            updates.setdefault(f"{module}.weight", []).append(ReplaceRows(found["rows"], _rows(module, config)))
-        errors.extend(_add_low_rank(updates, module, found, tensors, config, name))
+        if "rows" in keys:
+            updates.setdefault(f"{module}.weight", []).append(ReplaceRows(keys["rows"], _rows(module, config)))
+        errors.extend(_add_low_rank(updates, module, keys, tensors, config, name))
     if not parts:
         errors.append(WeightsError(f"{name} holds no trained tensors"))
     raise_all(errors)
@@ -301,22 +301,18 @@ def _read_updates(tensors: TensorReader, config: Mapping[str, Any], name: str) -
 def _add_low_rank(
     updates: dict[str, list[Update]],
     module: str,
-    found: Mapping[str, str],
+    keys: Mapping[str, str],
     tensors: TensorReader,
     config: Mapping[str, Any],
     name: str,
 ) -> list[UserError]:
-    embedding = "embedding_A" in found or "embedding_B" in found
-    a, b = (
-        (found.get("embedding_A"), found.get("embedding_B"))
-        if embedding
-        else (found.get("lora_A"), found.get("lora_B"))
-    )
-    magnitude = found.get("magnitude")
-    if a is None and b is None and magnitude is None and "lora_B_bias" not in found:
+    embedding = "embedding_A" in keys or "embedding_B" in keys
+    a, b = (keys.get("embedding_A"), keys.get("embedding_B")) if embedding else (keys.get("lora_A"), keys.get("lora_B"))
+    magnitude = keys.get("magnitude")
+    if a is None and b is None and magnitude is None and "lora_B_bias" not in keys:
         return []
     if a is None or b is None:
-        return [WeightsError(f"{name}: {module} has half a LoRA pair", found=", ".join(found.values()))]
+        return [WeightsError(f"{name}: {module} has half a LoRA pair", found=", ".join(keys.values()))]
     rank = tensors.shape(a)[0]
     expected = int(_by_pattern(config.get("rank_pattern"), module, config.get("r", rank)))
     problems = []
@@ -327,7 +323,7 @@ def _add_low_rank(
     alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     updates.setdefault(f"{module}.weight", []).append(LowRank(a, b, scaling, embedding, magnitude))
-    if key := found.get("lora_B_bias"):
+    if key := keys.get("lora_B_bias"):
         updates.setdefault(f"{module}.bias", []).append(Add(key, scaling))
     return [WeightsError(f"{name}: {problem}") for problem in problems]
 

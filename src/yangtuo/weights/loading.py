@@ -160,7 +160,7 @@ def _refuse_misfits(directory: Path, report: Any) -> None:
     mismatched = sorted(str(misfit) for misfit in report["mismatched_keys"])
     unexpected = [name for name in unexpected if not BUFFERS.fullmatch(name)]
     errors = [str(message) for message in report.get("error_msgs") or ()]
-    found = [
+    differences = [
         f"{len(names):,} {what}: {', '.join(names[:4])}"
         for what, names in (
             ("missing", missing),
@@ -170,10 +170,10 @@ def _refuse_misfits(directory: Path, report: Any) -> None:
         )
         if names
     ]
-    if found:
+    if differences:
         raise WeightsError(
             f"{directory}: the tensors are not those of its config.json",
-            found="; ".join(found),
+            found="; ".join(differences),
             expected="every tensor of the architecture, and no other",
             run=f"yangtuo inspect {directory}",
         )

@@ -131,7 +131,9 @@ class MergedTensors:
 
     def _plan(self, adapter: Adapter) -> list[UserError]:
         errors: list[UserError] = []
-        updates = {name: [self._oriented(name, one) for one in changes] for name, changes in adapter.updates.items()}
+        updates = {
+            name: [self._oriented(name, update) for update in changes] for name, changes in adapter.updates.items()
+        }
         if self.tied:
             self._share_with_head(updates, adapter.ties_embeddings)
             # What went before holds for the head too; it parts from the embedding here, if it does.
@@ -190,25 +192,25 @@ class MergedTensors:
         shape = self._shapes[name]
         tensors = adapter.tensors
         if isinstance(update, Replace):
-            found, expected = tensors.shape(update.key), shape
-            if name in (self._embedding, self._head) and len(found) == 2 and found[1:] == shape[1:]:
-                if found[0] < shape[0]:
-                    return f"{name} would shrink from {shape[0]:,} to {found[0]:,} rows, and vocabularies only grow"
-                self._shapes[name] = expected = found
+            actual, expected = tensors.shape(update.key), shape
+            if name in (self._embedding, self._head) and len(actual) == 2 and actual[1:] == shape[1:]:
+                if actual[0] < shape[0]:
+                    return f"{name} would shrink from {shape[0]:,} to {actual[0]:,} rows, and vocabularies only grow"
+                self._shapes[name] = expected = actual
         elif isinstance(update, ReplaceRows):
-            found, expected = tensors.shape(update.key), (len(update.rows), *shape[1:])
+            actual, expected = tensors.shape(update.key), (len(update.rows), *shape[1:])
             if update.rows and not 0 <= min(update.rows) <= max(update.rows) < shape[0]:
                 return f"{name} has {shape[0]:,} rows, and row {max(update.rows):,} is trained"
         elif isinstance(update, Add):
-            found, expected = tensors.shape(update.key), shape
+            actual, expected = tensors.shape(update.key), shape
         elif isinstance(update, Difference):
-            found, expected = tensors.shape(update.tuned), shape
+            actual, expected = tensors.shape(update.tuned), shape
             if update.num_rows is not None and update.num_rows <= shape[0]:
-                found = (shape[0], *found[1:])  # whatever rows it has beyond those are no matter
+                actual = (shape[0], *actual[1:])  # whatever rows it has beyond those are no matter
         else:
-            found = (tensors.shape(update.b)[0], tensors.shape(update.a)[1])
+            actual = (tensors.shape(update.b)[0], tensors.shape(update.a)[1])
             expected = shape[::-1] if update.transposed else shape
-        return None if found == expected else f"{name} is {found} in the adapter and {expected} before it"
+        return None if actual == expected else f"{name} is {actual} in the adapter and {expected} before it"
 
     def _same_result(self) -> bool:
         """Whether embedding and head, tied until now, stay equal: by the same steps, or by value."""
@@ -293,7 +295,9 @@ def scaled(adapter: Adapter, share: float) -> Adapter:
     """
     if share == 1:
         return adapter
-    if any(isinstance(one, LowRank) and one.magnitude for updates in adapter.updates.values() for one in updates):
+    if any(
+        isinstance(update, LowRank) and update.magnitude for updates in adapter.updates.values() for update in updates
+    ):
         raise WeightsError(
             f"{adapter.name} cannot be merged in part",
             found="DoRA, whose magnitudes belong to the whole update",
@@ -301,7 +305,10 @@ def scaled(adapter: Adapter, share: float) -> Adapter:
             run="the same command without --lora-scale",
         )
     updates = {
-        name: [replace(one, scaling=share * one.scaling) if isinstance(one, LowRank | Add) else one for one in some]
+        name: [
+            replace(update, scaling=share * update.scaling) if isinstance(update, LowRank | Add) else update
+            for update in some
+        ]
         for name, some in adapter.updates.items()
     }
     return replace(adapter, updates=updates)

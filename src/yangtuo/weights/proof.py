@@ -47,11 +47,11 @@ def prove(
 def _compare_logits(merged: Path, base: Path, adapters: Sequence[Adapter], ids: Sequence[int]) -> dict[str, Any]:
     from yangtuo.weights.loading import load_config
 
-    ours = _logits(_load(merged), ids)
-    theirs = _logits(_unmerged(base, adapters), ids)
-    distance = float((ours - theirs).norm() / theirs.norm())
+    actual = _logits(_load(merged), ids)
+    expected = _logits(_unmerged(base, adapters), ids)
+    distance = float((actual - expected).norm() / expected.norm())
     dtype = getattr(torch, str(load_config(merged).dtype).removeprefix("torch."), torch.float32)
-    agreement = float((ours.argmax(-1) == theirs.argmax(-1)).float().mean())
+    agreement = float((actual.argmax(-1) == expected.argmax(-1)).float().mean())
     if not distance <= _TOLERANCE.get(dtype, 1e-1):
         raise WeightsError(
             "the merged model does not say what base and adapters say",
