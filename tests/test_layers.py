@@ -108,7 +108,7 @@ def test_the_command_line_loads_without_heavy_libraries() -> None:
 def test_stage_configs_keep_to_their_budget_of_options() -> None:
     from yangtuo.config import STAGES, TOOLS
 
-    raised = {"pretrain": 28, "sft": 34}  # docs/design/040-training.md says why
+    raised = {"pretrain": 29, "sft": 35}  # docs/design/040-training.md says why
     counts = {verb: len(dataclasses.fields(stage)) for verb, stage in {**STAGES, **TOOLS}.items()}
     assert {verb: count for verb, count in counts.items() if count > raised.get(verb, 14)} == {}
 

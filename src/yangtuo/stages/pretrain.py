@@ -36,6 +36,7 @@ def run(config: PretrainConfig) -> Artifact | DryRun:
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
     refused = base.check_running_text(model, "pre-training")
+    refused += base.check_grown(model, config.kl_coef)
     raise_all(refused or [*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
     dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path, encoder.vocabulary_size)
     dataset.require_ids(encoder.vocabulary_size)

@@ -46,7 +46,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     processes.start()
     refuse_existing(config.output)
     options = config.resolved()
-    raise_all(preflight.check(options))
+    raise_all(preflight.check(options) + _check_options(config))
     refuse_other_work(config)
     model = open_artifact(config.model, Kind.MODEL)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
@@ -64,7 +64,7 @@ def run(config: SftConfig) -> Artifact | DryRun:
     replayed = split_source(config.replay) if config.replay else None
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
     refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
-    raise_all([*refused, *base.check_earlier(model, earlier)])
+    raise_all([*refused, *base.check_earlier(model, earlier), *base.check_grown(model, config.kl_coef)])
     if replay:
         BlockDataset(replay.path).require_ids(encoder.vocabulary_size)
         held_out(replay.path, encoder.vocabulary_size)
@@ -96,6 +96,19 @@ def run(config: SftConfig) -> Artifact | DryRun:
             details={**outcome.details(), **details, "data": account},
         )
     return made.artifact
+
+
+def _check_options(config: SftConfig) -> list[UserError]:
+    if not config.kl_coef or config.replay:
+        return []
+    return [
+        ConfigError(
+            "--kl-coef counts in replayed text alone",
+            found="no --replay",
+            expected="a dataset with text of the old language",
+            run="the same command with --replay DATA, or without --kl-coef",
+        )
+    ]
 
 
 def _check_replay(config: SftConfig, model: Artifact, encoder: Encoder, replay: Artifact) -> list[UserError]:

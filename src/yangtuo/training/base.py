@@ -171,6 +171,7 @@ def settings(model: Artifact, earlier: Artifact | None, options: Mapping[str, An
         {
             **options,
             "fresh_rows": fresh_rows(model, earlier),
+            "first_new_row": grown_rows(model).get("first_new_row"),
             "board": output.with_name(f"{output.name}.tensorboard"),
             "trainer": trainer,
             "schedule": schedule,
@@ -211,6 +212,20 @@ def check_rows(model: Artifact, encoder: Encoder) -> list[UserError]:
             found=f"{num_rows:,} rows, {encoder.vocabulary_size:,} pieces",
             expected="a row for every piece",
             run=f"yangtuo expand --model {model.path} --tokenizer {model.path} --output GROWN",
+        )
+    ]
+
+
+def check_grown(model: Artifact, kl_coef: float) -> list[UserError]:
+    """What speaks against holding the model to its old language, which is told by its tokens alone."""
+    if not kl_coef or grown_rows(model):
+        return []
+    return [
+        LineageError(
+            "--kl-coef tells the old language from the new one by its tokens",
+            found=f"no new tokens in {model.path}",
+            expected="a model that yangtuo expand has grown",
+            run="the same command without --kl-coef",
         )
     ]
 

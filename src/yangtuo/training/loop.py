@@ -24,9 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from yangtuo import console
 from yangtuo.errors import TrainingError
-from yangtuo.training import adapter, checkpoints, guards, held_out, plan, processes, rates, sharding
+from yangtuo.training import adapter, checkpoints, guards, held_out, old_language, plan, processes, rates, sharding
 from yangtuo.training.adapter import Trained
 from yangtuo.training.callback import BEST, ProgressCallback, Run
+from yangtuo.training.loss import can_refer
 from yangtuo.training.metrics_log import MetricsLog, damaged_after
 from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.settings import Outcome, Settings, compute_dtype
@@ -57,6 +58,12 @@ def train(
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
     guards.require_learned(blocks)
+    if settings.kl_coef and not can_refer(adapter.inner(model)):
+        raise TrainingError(
+            "--kl-coef needs logits that are the head's rows times the states",
+            found="a head with a LoRA of its own, or logits that are changed afterwards",
+            run="the same command without --kl-coef",
+        )
     bounds = guards.parse_bounds(settings.bound)
     guards.require_measured(bounds, [source.name for source in sources])
     num_steps = settings.num_steps(len(blocks))
@@ -120,6 +127,10 @@ class _Trainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         is_replayed, labels = inputs.pop("is_replayed", None), inputs["labels"]
+        settings = self._settings
+        if settings.kl_coef and settings.first_new_row is not None:
+            kept = old_language.reference(self._adapted, inputs, settings.first_new_row, settings.kl_coef, is_replayed)
+            inputs = {**inputs, "reference": kept}
         try:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         except RuntimeError as error:

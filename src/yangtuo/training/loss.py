@@ -35,15 +35,46 @@ class HeadWeight:
     rows: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A model that stands still, from which the one that learns is not to depart, by its states and its head."""
+
+    states: Tensor
+    """(N, H); where `shares` are 0 they may be anything."""
+    weight: Tensor
+    """(V, H)."""
+    shares: Tensor
+    """What the divergence from it weighs against the cross-entropy, at each position (N,)."""
+
+    def at(self, places: Tensor | slice) -> Reference:
+        """That of some positions."""
+        return Reference(self.states[places], self.weight, self.shares[places])
+
+    def add_gradient(self, probabilities: Tensor) -> None:
+        """Adds the gradient of the Kullback-Leibler divergence to `probabilities` (N, V), in place: they become that of
+        the logits.
+        """
+        counted = self.shares.nonzero().squeeze(1)
+        if len(counted):
+            expected = (self.states[counted].to(self.weight.dtype) @ self.weight.T).float().softmax(dim=1)
+            probabilities[counted] += self.shares[counted, None] * (probabilities[counted] - expected)
+
+
 class _SlicedCrossEntropy(torch.autograd.Function):
     """The cross-entropies of `states` (N, H) @ `weight` (V, H)ᵀ against `labels` (N,): their sum, and each (N,).
 
-    Only the sum has a gradient; see `HeadWeight`.
+    Only the sum has a gradient, to which that of the divergence from a reference is added; see `HeadWeight`.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, learned: Tensor, weight: Tensor, rows: Tensor | None, labels: Tensor
+        ctx: Any,
+        states: Tensor,
+        learned: Tensor,
+        weight: Tensor,
+        rows: Tensor | None,
+        labels: Tensor,
+        reference: Reference | None,
     ) -> tuple[Tensor, Tensor]:
         needs_states, needs_weight = ctx.needs_input_grad[:2]
         states_gradient = torch.empty_like(states) if needs_states else None
@@ -52,7 +83,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         for place in _slices(len(labels), len(weight), _SLICE_ELEMENTS):
             part = states[place].to(weight.dtype)
             logits = part @ weight.T
-            _to_gradient(logits, labels[place, None], nats[place])
+            _to_gradient(logits, labels[place, None], nats[place], reference and reference.at(place))
             if states_gradient is not None:
                 states_gradient[place] = logits @ weight
             if needs_weight:
@@ -64,7 +95,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return nats.sum(), nats
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         scale = gradients[0]
         states_gradient, learned_gradient = ctx.saved_tensors
         return (
@@ -73,10 +104,11 @@ class _SlicedCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
+def _to_gradient(logits: Tensor, targets: Tensor, nats: Tensor, reference: Reference | None) -> None:
     """Turns `logits` (N, V) into their gradient, in place, and fills `nats` (N,) with the cross-entropies."""
     at_once = _WIDE_ELEMENTS.get(logits.device.type, _SLICE_ELEMENTS)
     for place in _slices(len(logits), logits.shape[1], at_once):
@@ -85,15 +117,19 @@ def _to_gradient(logits: Tensor, targets: Tensor, nats: Tensor) -> None:
         # The likeliest piece has at least 1/V, so its logarithm is safe where the target's may not be.
         normaliser = wide.amax(dim=1, keepdim=True) - probabilities.amax(dim=1, keepdim=True).log()
         nats[place] = (normaliser - wide.gather(1, target)).squeeze(1)
+        if reference is not None:
+            reference.at(place).add_gradient(probabilities)
         probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
         logits[place] = probabilities
 
 
-def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> tuple[Tensor, Tensor]:
+def summed_cross_entropy(
+    states: Tensor, head: HeadWeight, labels: Tensor, reference: Reference | None = None
+) -> tuple[Tensor, Tensor]:
     """The cross-entropies of a linear head without bias, in nats and float32: their sum, and each of them (N,).
 
     `states` (N, H), `labels` (N,) without ignored ones; under autocast the products take its dtype. Only the sum has
-    a gradient.
+    a gradient, to which that of the divergence from a `reference` (N positions) is added.
     """
     weight = _in_arithmetic(head.whole)
     with torch.autocast(states.device.type, enabled=False):
@@ -101,7 +137,7 @@ def summed_cross_entropy(states: Tensor, head: HeadWeight, labels: Tensor) -> tu
             nats = _nats(states, weight, labels)
             return nats.sum(), nats
         result: tuple[Tensor, Tensor] = _SlicedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states, head.learned, weight, head.rows, labels
+            states, head.learned, weight, head.rows, labels, reference
         )
         return result
 
@@ -136,6 +172,7 @@ def use_sliced_loss(model: PreTrainedModel) -> bool:
 
     The forward pass then returns a `LossOutput` and no logits, never uses the cache (packed documents would see each
     other), and divides the sum by `num_items_in_batch`, or by the number of learned positions where that is not given.
+    A `reference` has B * (T - 1) positions.
     With `by_row` the loss of every model is what `nats_by_row` gives.
     """
     original, sliced = model.forward, has_plain_head(model)
@@ -198,15 +235,20 @@ def _learned_states(model: PreTrainedModel, labels: Tensor, inputs: Mapping[str,
 
 
 def _causal_loss(
-    model: PreTrainedModel, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any
+    model: PreTrainedModel,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    reference: Reference | None = None,
+    **inputs: Any,
 ) -> LossOutput:
     states, targets, learned = _learned_states(model, labels, inputs)
     head = output_head(model)
     weight = _whole_weight(head)
+    assert reference is None or weight is not None
     total, nats = (
         _sum_through_module(head, states, targets, labels.numel())
         if weight is None
-        else summed_cross_entropy(states, weight, targets)
+        else summed_cross_entropy(states, weight, targets, reference and reference.at(learned))
     )
     count = len(targets) if num_items_in_batch is None else num_items_in_batch
     return LossOutput(loss=total / count, nats_by_row=_by_row(nats, learned, labels))
@@ -215,6 +257,25 @@ def _causal_loss(
 def _by_row(nats: Tensor, learned: Tensor, labels: Tensor) -> Tensor:
     """The sums (B,) of the `nats` (N,) whose places among the targets of `labels` (B, T) are `learned` (N,)."""
     return nats.new_zeros(len(labels)).index_add(0, learned // (labels.shape[1] - 1), nats)
+
+
+def can_refer(model: PreTrainedModel) -> bool:
+    """Whether `refer_to` knows the logits of `model`: products of its states and of a head that is whole here."""
+    return has_plain_head(model) and _whole_weight(output_head(model)) is not None
+
+
+@torch.no_grad()
+def refer_to(model: PreTrainedModel, inputs: Mapping[str, Any], shares: Tensor) -> Reference:
+    """The model as it stands, for `inputs` (B, T), of which only rows with any `shares` (B, T) are read."""
+    rows, shares = shares.any(dim=1), shares[:, :-1]
+    backbone = getattr(model, model.base_model_prefix)
+    read = backbone(**{name: inputs[name][rows] for name in ("input_ids", "position_ids")}, use_cache=False)
+    last = read.last_hidden_state[:, :-1]
+    states = last.new_zeros(*shares.shape, last.shape[-1])
+    states[rows] = last
+    head = _whole_weight(output_head(model))
+    assert head is not None  # see `can_refer`
+    return Reference(states.flatten(0, 1), _in_arithmetic(head.whole), shares.flatten())
 
 
 def output_head(model: PreTrainedModel) -> Any:

@@ -101,6 +101,8 @@ def _chosen(model: Any, settings: Settings) -> str:
         what = f"{kind} of rank {shape.r}; embedding and head: {mode}"
     dtype = str(compute_dtype(settings.dtype)).removeprefix("torch.")
     stored = ", frozen weights in 4 bits" if settings.dtype == "nf4" else ""
+    if settings.kl_coef:
+        what += f"; held to the model as it was in its old language, by KL divergence times {settings.kl_coef:g}"
     return f"{what}; arithmetic in {dtype}{stored}; attention: {model.config._attn_implementation}"
 
 

@@ -43,6 +43,7 @@ def _check_whole(options: Mapping[str, Any]) -> UserError | None:
     given = {
         name: options[name] for name in ("adapter", "embeddings", "embedding_learning_rate", "lora") if options[name]
     }
+    given |= {"kl_coef": options["kl_coef"]} if options["kl_coef"] else {}
     if options["dtype"] == "nf4":
         given["dtype"] = "nf4"
     if options["rank"] or not given or given == {"embeddings": "full"}:
@@ -81,6 +82,15 @@ def _check_sharding(options: Mapping[str, Any], is_dora: bool) -> list[UserError
         )
     if sharding != "fsdp2" and find_spec("deepspeed") is None:
         errors.append(ConfigError(f"--sharding {sharding} needs DeepSpeed", run="pip install deepspeed"))
+    if options["kl_coef"] and sharding in ("zero3", "fsdp2"):
+        errors.append(
+            ConfigError(
+                f"--kl-coef does not go with --sharding {sharding}",
+                found="a head in parts, whose rows no process has all of",
+                expected="--sharding none or zero2 with --kl-coef",
+                run="the same command with --sharding zero2",
+            )
+        )
     if dtype == "nf4" and sharding in ("zero3", "fsdp2"):
         errors.append(
             ConfigError(

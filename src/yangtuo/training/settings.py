@@ -36,6 +36,10 @@ class Settings:
     batch_size: int = 8
     micro_batch: int | None = None
     """Blocks in one forward pass of one process; its whole share of the batch when None."""
+    kl_coef: float = 0.0
+    """Weight of the Kullback-Leibler divergence from the model without its adapter, in text of old tokens."""
+    first_new_row: int | None = None
+    """The first id that is none of the base's."""
     dtype: Dtype = "auto"
     gradient_checkpointing: bool = False
     sharding: Sharding = "none"
