@@ -281,8 +281,13 @@ def _optimizer(model: Trained, arguments: TrainingArguments, settings: Settings)
     if kind is torch.optim.AdamW:
         # A fused step hides from accelerate that float16 overflowed and nothing was done.
         options["fused"] = settings.sharding != "fsdp2" and compute_dtype(settings.dtype) is not torch.float16
-    fresh = rates.share_of_fresh(settings.fresh_rows, arguments.max_steps)
-    groups = rates.parameter_groups(model, settings.learning_rate, settings.embedding_learning_rate, fresh=fresh)
+    groups = rates.parameter_groups(
+        model,
+        settings.learning_rate,
+        settings.embedding_learning_rate,
+        fresh=settings.fresh_rows,
+        num_steps=arguments.max_steps,
+    )
     for group in groups:
         group["weight_decay"] = arguments.weight_decay
     return kind, {**options, "params": groups, "lr": settings.learning_rate}

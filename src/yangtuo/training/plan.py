@@ -118,8 +118,13 @@ def plan_run(model: Any, settings: Settings, num_blocks: int, block_size: int) -
         block_size=block_size,
         layers_again=settings.gradient_checkpointing,
     )
-    fresh = rates.share_of_fresh(settings.fresh_rows, num_steps)
-    groups = rates.parameter_groups(model, settings.learning_rate, settings.embedding_learning_rate, fresh=fresh)
+    groups = rates.parameter_groups(
+        model,
+        settings.learning_rate,
+        settings.embedding_learning_rate,
+        fresh=settings.fresh_rows,
+        num_steps=num_steps,
+    )
     weights = made.weights
     if settings.dtype == "nf4" and next(model.parameters()).is_meta:
         layers = [module.weight for name, module in model.named_modules() if name.endswith("_layer")]

@@ -30,12 +30,19 @@ Schedule = Literal["linear", "cosine"]
 
 
 def parameter_groups(
-    model: adapter.Trained, learning_rate: float, embedding_learning_rate: float | None = None, *, fresh: float = 0.0
+    model: adapter.Trained,
+    learning_rate: float,
+    embedding_learning_rate: float | None = None,
+    *,
+    fresh: float = 0.0,
+    num_steps: int = 0,
 ) -> list[dict[str, Any]]:
     """An optimizer's groups of all that learns in `model`, with `lr`; `rows` tells those of embedding and head.
 
-    Without `embedding_learning_rate`, rows that are `fresh` learn at that share of a rate by the size of their matrix.
+    Without `embedding_learning_rate`, rows that are `fresh` learn at that share of a rate by the size of their matrix,
+    or at what `share_of_fresh` makes of it in a run of `num_steps`.
     """
+    fresh = share_of_fresh(fresh, num_steps)
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
