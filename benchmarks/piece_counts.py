@@ -5,7 +5,8 @@
 Texts, held-out stretches, measures and training are those of `training_quality.py`; each number of pieces is learned,
 merged and expanded by the verbs themselves, with all else by default. Prints tokens a character, Chinese and English
 bits per byte as shares of the base's, the same after training as shares of LoRA without an expansion on the same text
-(`--tokens` of the base's own), new rows that the held-out text uses, and the seconds of processors of expanding.
+(`--tokens` of the base's own) in as many steps, new rows that the held-out text uses, and the seconds of processors of
+expanding.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from training_quality import (
     DATA,
     PACKAGE,
     Arm,
+    blocks_a_step,
     grow,
     held_out_sources,
     learn_tokenizer,
@@ -31,7 +33,6 @@ from training_quality import (
 )
 from yangtuo import config as options
 from yangtuo.artifacts.manifest import read_manifest
-from yangtuo.data import blocks
 from yangtuo.stages import convert
 from yangtuo.training import base, loop
 from yangtuo.vocab.encoding import load_encoder
@@ -71,9 +72,9 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
         measured = [shares(measure(model, held_out_sources(texts, new)), untouched)]
         if steps:
             read(work / "zh", work / "en", tokenizer, room / "data-grown")
-            ratio = len(blocks.BlockDataset(work / "data-base")) / len(blocks.BlockDataset(room / "data-grown"))
+            few = blocks_a_step(work / "data-base", room / "data-grown")
             arm = Arm("ours", "data-grown", "new")
-            done = train(room, arm, arguments.rate, round(steps / ratio), 0, held_out_sources(texts, new))
+            done = train(room, arm, arguments.rate, steps, 0, held_out_sources(texts, new), few)
             measured.append(shares(done.after, rival))
         ids = [index for text in texts["zh"] for index in new.encode(text)]
         used = len({index for index in ids if index >= old.vocabulary_size})

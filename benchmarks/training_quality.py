@@ -8,9 +8,10 @@ without expansion, in the base's own tokens, at equal text and at equal seconds;
 (`resize_token_embeddings`, all rows trained, documents run together, no replay, cosine decay); sub-token means;
 published Token Distillation (`token_distillation.py`, for as many seconds as our growing took); ours (`yangtuo expand
 --text`, all else by default). All but the known recipe read English along and decay linearly. `--tokens` counts those
-of the grown tokenizer. Seconds are those of processors (OMP_NUM_THREADS=1 makes them those of one idle core), so that
-other work on the machine does not count; those of growing are printed apart: they are spent once. With `--work` what
-was made stands there for the next run.
+of the grown tokenizer. A step reads as much text in all of these: grown models take fewer blocks in a step, and so as
+many steps for the same text. Seconds are those of processors (OMP_NUM_THREADS=1 makes them those of one idle core), so
+that other work on the machine does not count; those of growing are printed apart: they are spent once. With `--work`
+what was made stands there for the next run.
 
 Thresholds, written before the run. Before training: Chinese at most 1.10 times the base's bits per byte (aim 1.05),
 English at most 1.005 times. After it: at most 1.05 times LoRA without expansion at equal text, 1.03 times at equal
@@ -236,7 +237,15 @@ def held_out_sources(texts: dict[str, list[str]], encoder: Encoder) -> list[Held
     ]
 
 
-def train(work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: list[HeldOut]) -> Outcome:
+def blocks_a_step(own: Path, grown: Path) -> int:
+    """Blocks of the dataset `grown` that hold about as much text as `BATCH` of the base's `own`."""
+    num_own, num_grown = (len(blocks.BlockDataset(path)) for path in (own, grown))
+    return max(1, round(BATCH * num_grown / num_own))
+
+
+def train(
+    work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: list[HeldOut], batch_size: int = BATCH
+) -> Outcome:
     """One run of an arm."""
     dataset = blocks.BlockDataset(work / arm.data)
     fresh = rates.DISTILLED if arm.rows else base.fresh_rows(open_artifact(str(work / arm.model)), None)
@@ -244,9 +253,9 @@ def train(work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: lis
         learning_rate=rate,
         fresh_rows=fresh if arm.embeddings == "new" else 0.0,
         schedule="cosine" if arm.is_known else "linear",
-        batch_size=BATCH,
+        batch_size=batch_size,
         save_every=steps,
-        epochs=steps * BATCH / len(dataset),
+        max_steps=steps,
         seed=seed,
     )
     torch.manual_seed(seed)
@@ -265,7 +274,7 @@ def train(work: Path, arm: Arm, rate: float, steps: int, seed: int, sources: lis
         start = time.process_time()
         loop.train(adapted, data, [], settings, Path(directory))
         seconds = time.process_time() - start
-    return Outcome(before, measure(adapted, sources), steps * BATCH * BLOCK, seconds)
+    return Outcome(before, measure(adapted, sources), steps * batch_size * BLOCK, seconds)
 
 
 def measure(model: torch.nn.Module, sources: list[HeldOut]) -> dict[str, float]:
@@ -327,12 +336,13 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
     untouched = measure(base.load_base(work / "base", loop.compute_dtype("auto")), own)
     print(f"growing took {growing:.0f} s; the base as it is: zh {untouched['zh']:.3f}, en {untouched['en']:.3f}\n")
     print("| arm | tokens | seconds | zh (of the base's) | en (of the base's) |\n| --- | ---: | ---: | --- | --- |")
-    ratio = len(blocks.BlockDataset(work / "data-base")) / len(blocks.BlockDataset(work / "data-grown"))
+    few = blocks_a_step(work / "data-base", work / "data-grown")
     outcomes: dict[str, Outcome] = {}
     for budget in arguments.tokens or [49_152]:
-        steps = max(1, budget // (BATCH * BLOCK))
+        steps = max(1, budget // (few * BLOCK))
         for arm in ("ours", *arms):
-            num_steps = round(steps * ratio) if ARMS[arm].model == "base" else steps
+            batch_size = few if ARMS[arm].data == "data-grown" else BATCH
+            num_steps = max(1, budget // (BATCH * BLOCK)) if ARMS[arm].is_known else steps
             if arm.endswith("equal seconds"):
                 reference = outcomes.get("LoRA, no expansion, equal text")
                 if reference is None:
@@ -340,7 +350,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> None:
                 pace = reference.seconds / (reference.tokens / (BATCH * BLOCK))
                 num_steps = max(1, round(outcomes["ours"].seconds / pace))
             sources = own if ARMS[arm].model == "base" else grown
-            outcomes[arm] = train(work, ARMS[arm], arguments.rate, num_steps, arguments.seed, sources)
+            outcomes[arm] = train(work, ARMS[arm], arguments.rate, num_steps, arguments.seed, sources, batch_size)
             show(arm, outcomes[arm], untouched)
     judge(outcomes, untouched, growing)
 
