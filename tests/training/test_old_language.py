@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.test_distributed import needs_deepspeed, require_same_adapter, run
 from tests.training.test_loss import adapted, batch
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM
@@ -138,6 +139,15 @@ def test_english_stays_nearer_to_what_the_model_said_before(grown: dict[str, Pat
                 for row in ids
             )
     assert distances[20.0] < 0.6 * distances[0.0]
+
+
+@pytest.mark.parametrize("sharding", ["none", pytest.param("zero2", marks=needs_deepspeed)])
+def test_two_processes_are_held_as_one(grown: dict[str, Path], sharding: str, tmp_path: Path) -> None:
+    values = {"model": str(grown["model"]), "data": str(grown["data"]), "kl_coef": 3, "dtype": "float32", "rank": 4}
+    values |= {"max_steps": 6, "batch_size": 4, "learning_rate": 3e-3}
+    losses = run(values, tmp_path / "whole", 1)
+    assert run({**values, "sharding": sharding}, tmp_path / "shared", 2) == pytest.approx(losses, rel=2e-4)
+    require_same_adapter(tmp_path / "whole", tmp_path / "shared")
 
 
 def test_what_cannot_be_held_is_refused(grown: dict[str, Path], pico_model: Path, tmp_path: Path) -> None:
