@@ -27,9 +27,14 @@ from yangtuo.weights.checkpoint import Tensors
 
 WINDOW = 64
 """Tokens of a window: words are put together from what is near."""
-_PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 4096, 16384
+_PER_ROW, _LEAST_WINDOWS, _MOST_WINDOWS = 2, 4096, 16384  # to match states in: each row is seen a few times
 _MOST_PASSES = 4  # over a text that holds fewer windows than that
-_HEAD, _OLD = 2, 0.25  # times as many windows refine the head, and of these as many again are of the old language
+_HEAD_WINDOWS = 16384  # refine the head: the old rows of the language need them however few are new
+_OLD = 0.25  # of these as many again are of the old language
+NUM_READ = int(_HEAD_WINDOWS * (1 + _OLD) * WINDOW)
+"""Tokens that the grown model reads to refine the head, at most."""
+POOL = 4 * _HEAD_WINDOWS
+"""Windows of all texts to choose from: up to so many, or half."""
 _MOST_STATES = 1 << 30  # elements of the states that are kept for the head at once: two gigabytes in bfloat16
 _BATCH = 16
 _RATE = 0.1  # of a row's elements, in units of the old rows' deviation; falls linearly to nothing
@@ -72,16 +77,6 @@ class _Rows:
         return cls(**torch.load(path, weights_only=True))
 
 
-def num_windows(num_new: int) -> int:
-    """How many windows the rows are distilled in: some a row, for each is to be seen a few times."""
-    return min(max(_LEAST_WINDOWS, _PER_ROW * num_new), _MOST_WINDOWS)
-
-
-def num_read(num_new: int) -> int:
-    """How many tokens the grown model reads to refine the head, at most."""
-    return int(_HEAD * (1 + _OLD) * num_windows(num_new) * WINDOW)
-
-
 def distil(
     config: Mapping[str, Any],
     base: Tensors,
@@ -103,7 +98,7 @@ def distil(
     of_new = of_new_language(windows, num_old)
     if not of_new.any():
         return 0
-    amount = num_windows(len(sources))
+    amount = min(max(_LEAST_WINDOWS, _PER_ROW * len(sources)), _MOST_WINDOWS)
     learning = covering(windows[of_new], num_old, len(sources), amount, seed)
     passes = min(_MOST_PASSES, -(-amount // len(learning)))
     grown.untie()
@@ -113,7 +108,7 @@ def distil(
     rows = match_states(layers, embedding[:num_old], embedding[num_old:], again, sources, progress)
     del layers
     grown.replace(grown.embedding, grown.new_places, rows)
-    evenly = spread(windows[of_new], _HEAD * amount)
+    evenly = spread(windows[of_new], _HEAD_WINDOWS)
     return learning.numel() + _refine_head(config, grown, evenly, windows[~of_new], related, seed)
 
 

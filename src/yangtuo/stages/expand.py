@@ -23,7 +23,7 @@ from yangtuo.config.expand import ExpandConfig
 from yangtuo.data.readers import sampled_texts
 from yangtuo.errors import ConfigError, LineageError, WeightsError, raise_all
 from yangtuo.growing.cooccurrence import NEW_LANGUAGE, Cooccurrence, count_cooccurrence
-from yangtuo.growing.distillation import WINDOW, distil, num_read, num_windows
+from yangtuo.growing.distillation import NUM_READ, POOL, WINDOW, distil
 from yangtuo.growing.fitting import fit_rows
 from yangtuo.growing.judging import base_bits, byte_entropy, grown_bits
 from yangtuo.growing.rows import GrownTensors, NewRows
@@ -38,7 +38,6 @@ from yangtuo.weights.shape import refuse_running_text
 
 _PROGRESS = ".distillation.pt"
 _FIT_WINDOWS, _FIT_LENGTH = 64, 256
-_POOL = 4  # windows kept for each that is distilled in: up to so many, or half
 _TRIAL_BYTES, _SELDOM = 4_000_000, 10  # text that a dry run reads, and how often a row should be met in it
 _TEXT_BYTES = 64_000_000  # text that cooccurrence counts in; more adds little
 
@@ -166,7 +165,7 @@ def _start(
         return _Start(GrownTensors(checkpoint.tensors, NewRows(num_kept, sources, init, config.seed), family))
     apart = [Apart(new.bos_id) for _ in paths]
     sample = WindowSample(new.bos_id, _FIT_WINDOWS, _FIT_LENGTH)
-    short = WindowSample(new.bos_id, _POOL * num_windows(len(sources)), WINDOW)
+    short = WindowSample(new.bos_id, POOL, WINDOW)
     documents = sample.passing(short.passing(_documents(paths, new, apart)))
     hidden = checkpoint.shape.hidden_size
     counted = count_cooccurrence(documents, num_kept, new.vocabulary_size, hidden, config.seed)
@@ -208,7 +207,7 @@ def _learn(
     if config.init == "distil" or (config.init is None and reads):
         init = "distil"
         pace = (time.monotonic() - began) / max(1, sum(windows.numel() for windows in groups.values()))
-        _say_how_long(len(sources), pace)
+        _say_how_long(pace)
         tokens = distil(
             checkpoint.config, checkpoint.tensors, start.grown, start.short, sources, related, progress, config.seed
         )
@@ -230,15 +229,15 @@ def _learn(
     }
 
 
-def _say_how_long(num_new: int, pace: float) -> None:
+def _say_how_long(pace: float) -> None:
     """`pace` is how many seconds a token of held-out text took the base.
 
     It reads more tokens for it, in smaller batches, so that all of distilling takes about as long for each token read:
     1,772 s of processors foretold for SmolLM2-135M and 4,000 pieces, 1,692 taken.
     """
-    expected = console.duration(pace * num_read(num_new))
+    expected = console.duration(pace * NUM_READ)
     console.note(
-        f"distilling reads {num_read(num_new):,} tokens at most, about {expected} on this machine; "
+        f"distilling reads {NUM_READ:,} tokens at most, about {expected} on this machine; "
         "`--init cooccurrence` leaves it out"
     )
 
