@@ -50,8 +50,8 @@ class TrainingConfig(StageConfig):
     """Peak learning rate of embedding and head. When not given: for rows as expand placed them 15 % (head 4 %) of the
     matrix's deviation, for new rows trained before 2.5 times the rest, for all rows the same as the rest."""
     kl_coef: NonNegativeFloat = 0.0
-    """Weight of the Kullback-Leibler divergence from the model as it was, beside the loss, in text that has no new
-    tokens: an expanded model keeps more of its old language. 1 is a good weight; of --replay with sft."""
+    """Weight of the Kullback-Leibler divergence from the model as it was, beside the loss, in documents with hardly any
+    new tokens (in sft, those of --replay): an expanded model keeps more of its old language. 1 is a good start."""
     warmup: Share = 0.03
     """Share of the steps in which learning rates rise to their peak."""
     epochs: PositiveFloat = 1.0
