@@ -27,7 +27,6 @@ from yangtuo.errors import TrainingError
 from yangtuo.training import adapter, checkpoints, guards, held_out, old_language, plan, processes, rates, sharding
 from yangtuo.training.adapter import Trained
 from yangtuo.training.callback import BEST, ProgressCallback, Run
-from yangtuo.training.loss import can_refer
 from yangtuo.training.metrics_log import MetricsLog, damaged_after
 from yangtuo.training.order import OrderedBlocks
 from yangtuo.training.settings import Outcome, Settings, compute_dtype
@@ -58,12 +57,8 @@ def train(
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
     guards.require_learned(blocks)
-    if settings.kl_coef and not can_refer(adapter.inner(model)):
-        raise TrainingError(
-            "--kl-coef needs logits that are the head's rows times the states",
-            found="a head with a LoRA of its own, or logits that are changed afterwards",
-            run="the same command without --kl-coef",
-        )
+    if settings.kl_coef:
+        old_language.require_plain_head(model)
     bounds = guards.parse_bounds(settings.bound)
     guards.require_measured(bounds, [source.name for source in sources])
     num_steps = settings.num_steps(len(blocks))

@@ -11,9 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yangtuo.errors import TrainingError
 from yangtuo.training import adapter, loss
 
 _NEW_LANGUAGE = 0.1  # of a document's tokens: fewer new ones, and it is of the old language
+
+
+def require_plain_head(model: Any) -> None:
+    """Raises `TrainingError` for a model whose logits are not its head's rows times its states."""
+    if not loss.can_refer(adapter.inner(model)):
+        raise TrainingError(
+            "--kl-coef needs logits that are the head's rows times the states",
+            found="a head with a LoRA of its own, or logits that are changed afterwards",
+            run="the same command without --kl-coef",
+        )
 
 
 def reference(
