@@ -46,6 +46,7 @@ from token_distillation import distil_tokens, put_rows
 from yangtuo import config as options
 from yangtuo.artifacts.manifest import Kind, open_artifact
 from yangtuo.data import blocks
+from yangtuo.growing.states import fastest
 from yangtuo.quickstart.train_base import split_corpus
 from yangtuo.stages import convert, expand, prepare, tokenizer_merge, tokenizer_train
 from yangtuo.training import adapter, base, held_out, loop, rates
@@ -279,14 +280,14 @@ def train(
 
 def measure(model: torch.nn.Module, sources: list[HeldOut]) -> dict[str, float]:
     """Bits per byte of each source."""
-    dtype = loop.compute_dtype("auto")
+    dtype, (_, device) = loop.compute_dtype("auto"), fastest()
     twice = [2 * sum(map(len, source.documents)) for source in sources]  # windows overlap by half
     packed = [held_out.pack(source, BLOCK, BATCH, tokens) for source, tokens in zip(sources, twice, strict=True)]
     return held_out.bits_per_byte(
-        model,
+        model.to(device),
         packed,
-        lambda: torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-        torch.device("cpu"),
+        lambda: torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        device,
         lambda text: None,  # noqa: ARG005
     )
 

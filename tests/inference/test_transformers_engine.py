@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import LlamaForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from yangtuo.errors import FileError, ServingError
 from yangtuo.inference.engine import Generation, Sampling, Step, Token, generate
@@ -236,3 +236,19 @@ def test_adapters_are_chosen_by_name_in_one_batch(pico_model: Path, tmp_path: Pa
 def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"config\.json does not exist"):
         load_model(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_reply_on_a_gpu_is_that_of_a_cpu(pico_model: Path) -> None:
+    plain = LlamaForCausalLM.from_pretrained(pico_model, dtype=torch.float32)
+    engine = TransformersEngine(load_model(pico_model).float())
+    try:
+        assert engine._model.device.type == "cuda"
+        for prompt in PROMPTS:
+            reply = [token.id for token in one(engine, prompt, Sampling(max_tokens=8))]
+            ids = torch.tensor([[*prompt, *reply]])
+            with torch.inference_mode():
+                expected = plain(ids).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+            assert reply == expected
+    finally:
+        engine.close()

@@ -49,9 +49,11 @@ class _Positions:
     """The target's logit where its row stands still."""
 
     def at(self, places: Tensor) -> _Positions:
-        """Some of them, the states in float32."""
+        """Some of them, on a GPU where there is one, the states in float32."""
+        _, device = fastest()
         where, *others = (part[places] for name, part in vars(self).items() if name != "states")
-        return _Positions(self.states[where].float(), torch.arange(len(where)), *others)
+        read = self.states[where].to(device).float()
+        return _Positions(read, torch.arange(len(where)), *(part.to(device) for part in others))
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,14 @@ def fit_rows(head: Tensor, num_old: int, windows: Tensor, states: Tensor, seed: 
     if parts is None:
         return None
     learning, judges = parts
-    rows = head[places].float()
+    rows = head[places].to(fastest()[1]).float()
     lowest, best = _judged(judges, rows), None
     with console.progress("fitting the head", len(_RATES) * _EPOCHS, "passes") as bar:
         for rate in _RATES:
             for learned in _learn(learning, rows, rate, generator):
                 folded = learned.folded_into(rows)
                 if (loss := _judged(judges, folded)) < lowest:
-                    lowest, best = loss, folded
+                    lowest, best = loss, folded.cpu()
                 bar.advance(1)
     return best
 
@@ -111,12 +113,12 @@ def refine_rows(
     if parts is None:
         return None
     learning, judges = parts
-    rows = head[places].float()
+    rows = head[places].to(fastest()[1]).float()
     lowest, best = _judged(judges, rows), None
     with console.progress("fitting rows", _ROW_EPOCHS, "passes") as bar:
         for learned in _descend(learning, rows, generator):
             if (loss := _judged(judges, learned)) < lowest:
-                lowest, best = loss, learned
+                lowest, best = loss, learned.cpu()
             bar.advance(1)
     return best
 
@@ -136,7 +138,7 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
     for part in torch.split(where, _AT_ONCE):
         states[part] = (states[part].to(device).float() @ whitening).to(states)
     counts = torch.bincount(positions.targets[positions.targets >= 0], minlength=len(rows)).float().to(device)
-    start = rows.to(device) @ coloring
+    start = rows @ coloring
     moved, velocity = torch.zeros_like(start), torch.zeros_like(start)
     num_steps, step = _ROW_EPOCHS * -(-num_positions // _ROW_BATCH), 0
     for _ in range(_ROW_EPOCHS):
@@ -151,7 +153,7 @@ def _descend(positions: _Positions, rows: Tensor, generator: torch.Generator) ->
             velocity.lerp_((slope + _DOUBT * moved) / (counts + _DOUBT)[:, None], 1 - _ROW_MOMENTUM)
             moved -= _ROW_RATE * (1 - step / num_steps) * velocity
             step += 1
-        yield ((start + moved) @ whitening.T).cpu()
+        yield (start + moved) @ whitening.T
 
 
 def _apart(
@@ -186,7 +188,8 @@ def _positions(
 def _learn(positions: _Positions, rows: Tensor, rate: float, generator: torch.Generator) -> Iterator[_Map]:
     """The map after each pass over the positions."""
     hidden, mean = rows.shape[1], rows.mean(dim=0)
-    learned = _Map(torch.zeros(hidden, hidden, requires_grad=True), torch.zeros(hidden, requires_grad=True))
+    turn, shift = (torch.zeros(size, device=rows.device, requires_grad=True) for size in ((hidden, hidden), (hidden,)))
+    learned = _Map(turn, shift)
     rates = (rate / hidden, rate * _SHIFT_RATE * float(rows.std()))
     groups = [{"params": [part], "lr": rate} for part, rate in zip((learned.turn, learned.shift), rates, strict=True)]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))

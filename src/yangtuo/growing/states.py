@@ -1,4 +1,7 @@
-"""The states that a model reaches, its weights read as their turn comes, so that they never stand in memory whole."""
+"""The states that a model reaches, its weights read as their turn comes, so that they never stand in memory whole.
+
+On a GPU that has the room they do: read once, not once in every pass.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ _AT_ONCE = {"cpu": 1 << 12, "cuda": 1 << 14}  # tokens in a forward pass: for ea
 _LOWER = 0.25  # of all layers
 _ROWS, _POSITIONS = 8192, 512  # of a head, and of states, whose logits stand in memory at once
 _SMALL = 512  # hidden size up to which float32 costs nothing that matters
+_BESIDE = 4 << 30  # bytes of a GPU's memory that are left to a pass where the weights stand in it whole
 
 
 class _Weights(Mapping[str, Tensor]):
@@ -133,7 +137,7 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
     weights = _Weights(tensors, prefix)
     embedding = tensors.get(_embedding(config))
     scales = _embedding_scale(backbone), resolve_shape(config).logit_scale
-    cpu_offload(backbone.eval(), device, state_dict=weights)
+    _place(backbone.eval(), weights, dtype, device)
     states = torch.empty(*windows.shape, embedding.shape[1], dtype=dtype)
     at_once = max(1, _AT_ONCE[device.type] // windows.shape[1])
     with torch.no_grad(), console.progress("reading text", len(windows), "windows") as bar:
@@ -142,6 +146,18 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
             filled.copy_(backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state * scales[1])
             bar.advance(len(part))
     return states
+
+
+def _place(backbone: Any, weights: _Weights, dtype: torch.dtype, device: torch.device) -> None:
+    """Gives an empty backbone its weights: on a GPU that has the room all of them now, elsewhere each for its turn."""
+    num_bytes = sum(parameter.numel() for parameter in backbone.parameters()) * dtype.itemsize
+    torch.cuda.empty_cache()  # what was freed would count as taken; without a GPU this does nothing
+    if device.type == "cuda" and num_bytes + _BESIDE < torch.cuda.mem_get_info(device)[0]:
+        state = {name: weights[name].to(device, dtype) for name in _names(backbone)}
+        backbone.load_state_dict(state, strict=False, assign=True)
+        backbone.to(device)
+    else:
+        cpu_offload(backbone, device, state_dict=weights)
 
 
 def log_sums(rows: Tensor, states: Tensor, where: Tensor) -> Tensor:
