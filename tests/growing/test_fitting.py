@@ -11,7 +11,9 @@ from tests.shapes import SMALL
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from yangtuo.growing import fitting
+from yangtuo.growing import states as growing_states
 from yangtuo.growing.fitting import fit_rows, refine_rows
+from yangtuo.growing.rows import GrownTensors, NewRows
 from yangtuo.growing.states import LowerLayers, last_states, obstacle
 from yangtuo.weights.layouts import open_checkpoint
 
@@ -114,15 +116,23 @@ def test_text_without_new_tokens_fits_nothing() -> None:
     assert refine_rows(head, OLD, torch.arange(OLD, OLD + NEW), windows % OLD, states) is None
 
 
+@pytest.mark.parametrize("has_room", [False, True])
 @pytest.mark.parametrize("fixture", ["pico_model", "pico_tied_model"])
-def test_states_are_those_of_the_whole_model(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_states_are_those_of_the_whole_model(
+    fixture: str, has_room: bool, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path: Path = request.getfixturevalue(fixture)
     windows = torch.randint(3, 200, (40, 16), generator=torch.Generator().manual_seed(0))
+    windows[:, 7] = 401
     checkpoint = open_checkpoint(path)
-    states = last_states(checkpoint.config, checkpoint.tensors, windows)
+    rows = NewRows(400, [[5, 6], [7, 8]], "subtoken-mean", 0)
+    grown = GrownTensors(checkpoint.tensors, rows, checkpoint.shape.family)
+    monkeypatch.setattr(growing_states, "_has_room", lambda *_: has_room)
+    states = last_states(checkpoint.config, grown, windows)  # whose config knows nothing of new rows yet
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.inference_mode():
-        expected = model.model(windows, use_cache=False).last_hidden_state
+        embedded = grown.get(grown.embedding)[windows]
+        expected = model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
     assert states.dtype == model.dtype
     torch.testing.assert_close(states.float(), expected.float(), rtol=0.02, atol=0.02)
 

@@ -36,7 +36,7 @@ def greedy(model: Path, prompt: Sequence[int], count: int) -> list[int]:
     network, ids = load_model(model), list(prompt)
     for _ in range(count):
         with torch.no_grad():
-            ids.append(int(network(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(network(torch.tensor([ids], device=network.device)).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -128,7 +128,8 @@ def test_log_probabilities_are_the_model_s(engine: TransformersEngine, pico_mode
     tokens = one(engine, PROMPTS[0], Sampling(max_tokens=4, logprobs=3, temperature=0.7, seed=3))
     ids = [*PROMPTS[0], *(token.id for token in tokens)]
     with torch.no_grad():
-        expected = load_model(pico_model)(torch.tensor([ids])).logits[0].log_softmax(-1)
+        network = load_model(pico_model)
+        expected = network(torch.tensor([ids], device=network.device)).logits[0].log_softmax(-1)
     for place, token in enumerate(tokens, len(PROMPTS[0]) - 1):
         assert token.logprob == pytest.approx(float(expected[place, token.id]), abs=1e-4)
         assert [index for index, _ in token.top] == expected[place].topk(3).indices.tolist()
@@ -199,7 +200,7 @@ def test_a_model_with_another_memory_runs_one_request_at_a_time() -> None:
         ids = list(prompt)
         for _ in range(5):
             with torch.no_grad():
-                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+                ids.append(int(model(torch.tensor([ids], device=model.device), use_cache=False).logits[0, -1].argmax()))
         assert reply == ids[len(prompt) :]
     engine.close()
 

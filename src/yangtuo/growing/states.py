@@ -149,15 +149,23 @@ def last_states(config: Mapping[str, Any], tensors: Tensors, windows: Tensor) ->
 
 
 def _place(backbone: Any, weights: _Weights, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives an empty backbone its weights: on a GPU that has the room all of them now, elsewhere each for its turn."""
+    """Gives an empty backbone its weights: all of them now where they have room, elsewhere each for its turn."""
     num_bytes = sum(parameter.numel() for parameter in backbone.parameters()) * dtype.itemsize
-    torch.cuda.empty_cache()  # what was freed would count as taken; without a GPU this does nothing
-    if device.type == "cuda" and num_bytes + _BESIDE < torch.cuda.mem_get_info(device)[0]:
-        state = {name: weights[name].to(device, dtype) for name in _names(backbone)}
-        backbone.load_state_dict(state, strict=False, assign=True)
-        backbone.to(device)
-    else:
+    if not _has_room(num_bytes, device):
         cpu_offload(backbone, device, state_dict=weights)
+        return
+    backbone.set_input_embeddings(None)  # a pass is given rows, of which there may be more than the config says
+    state = {name: weights[name].to(device, dtype) for name in _names(backbone)}
+    backbone.load_state_dict(state, strict=False, assign=True)
+    backbone.to(device)
+
+
+def _has_room(num_bytes: int, device: torch.device) -> bool:
+    """Whether so much stands on a GPU beside a pass; a CPU's memory is for the states."""
+    if device.type != "cuda":
+        return False
+    torch.cuda.empty_cache()  # what was freed would count as taken
+    return num_bytes + _BESIDE < torch.cuda.mem_get_info(device)[0]
 
 
 def log_sums(rows: Tensor, states: Tensor, where: Tensor) -> Tensor:
