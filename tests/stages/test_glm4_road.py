@@ -85,8 +85,8 @@ def test_it_is_trained_merged_asked_and_scored(glm4: Path, tmp_path: Path, capsy
     rows.write_text("\n".join(map(json.dumps, ROWS)) + "\n", encoding="utf-8")
     layers = run(capsys, "inspect", glm4)["lora_layers"]
     assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"} == set(layers)
-    options = ("--template", "model", "--max-length", 64, "--rank", 8, "--learning-rate", 1e-2, "--epochs", 70)
-    options += ("--batch-size", 1, "--dtype", "float32", "--gradient-checkpointing")  # type: ignore[assignment]
+    options = ("--template", "model", "--max-length", 64, "--rank", 8, "--learning-rate", 5e-3, "--epochs", 300)
+    options += ("--batch-size", 4, "--dtype", "float32", "--gradient-checkpointing")  # type: ignore[assignment]
     run(capsys, "sft", "--model", glm4, "--data", rows, *options, "--output", tmp_path / "adapter")
     losses = [row["loss"] for row in read_metrics(tmp_path / "adapter") if "loss" in row]
     assert losses[-1] < losses[0] / 10

@@ -158,10 +158,10 @@ def test_what_cannot_be_held_is_refused(grown: dict[str, Path], pico_model: Path
         pretrain.run(config(grown, output, kl_coef=1.0, rank=0))
     with pytest.raises(ConfigError, match="--sharding zero2"):
         pretrain.run(config(grown, output, kl_coef=1.0, sharding="fsdp2"))
-    with pytest.raises(TrainingError, match="a head with a LoRA of its own"):
-        pretrain.run(
-            config(grown, output, kl_coef=1.0, embeddings="frozen", lora=('target_modules=["q_proj","lm_head"]',))
-        )
+    for dry_run in (True, False):
+        with pytest.raises(TrainingError, match="a head with a LoRA of its own"):
+            lora = {"embeddings": "frozen", "lora": ('target_modules=["q_proj","lm_head"]',)}
+            pretrain.run(config(grown, output, kl_coef=1.0, dry_run=dry_run, **lora))
     with pytest.raises(ConfigError, match="no --replay"):
         sft.run(SftConfig(model=str(grown["model"]), data=("rows.json",), output=output, kl_coef=1.0))
     assert not output.exists()

@@ -35,19 +35,21 @@ def run(config: PretrainConfig) -> Artifact | DryRun:
     data = open_artifact(config.data, Kind.DATASET)
     earlier = open_artifact(config.adapter, Kind.ADAPTER) if config.adapter else None
     encoder = load_encoder(model.path)
+    ends = base.end_ids(encoder)
     refused = base.check_running_text(model, "pre-training")
-    refused += base.check_grown(model, config.kl_coef)
-    raise_all(refused or [*base.check_tokenizer(model, encoder, data), *base.check_earlier(model, earlier)])
+    refused += base.check_earlier(model, earlier)
+    refused = refused or base.check_kl_coef(model, earlier, ends, options)
+    raise_all(refused or base.check_tokenizer(model, encoder, data))
     dataset, apart = blocks.BlockDataset(data.path), blocks.held_out(data.path, encoder.vocabulary_size)
     dataset.require_ids(encoder.vocabulary_size)
     guards.require_measured(guards.parse_bounds(config.bound), [source.name for source in apart])
     if config.dry_run:
-        empty = base.meta_model(model, earlier, base.end_ids(encoder), options)
+        empty = base.meta_model(model, earlier, ends, options)
         return _dry_run(empty, base.settings(model, earlier, options), dataset, encoder)
     parents = {"model": model, "data": data, **({"adapter": earlier} if earlier else {})}
     with processes.shared_draft(config, Kind.ADAPTER if config.rank else Kind.MODEL, parents) as made:
         made.scratch |= loop.SCRATCH
-        trained = base.load_trained(model, earlier, base.end_ids(encoder), options)
+        trained = base.load_trained(model, earlier, ends, options)
         settings = base.settings(model, earlier, options)
         outcome = loop.train(trained, dataset, apart, settings, made.path, encoder.decode)
         details = processes.main_process_first(lambda: base.finish(made.path, model))

@@ -64,7 +64,8 @@ def run(config: SftConfig) -> Artifact | DryRun:
     replayed = split_source(config.replay) if config.replay else None
     replay = open_artifact(replayed.path, Kind.DATASET) if replayed else None
     refused = _check_replay(config, model, encoder, replay) if replay else base.check_rows(model, encoder)
-    raise_all([*refused, *base.check_earlier(model, earlier), *base.check_grown(model, config.kl_coef)])
+    raise_all([*refused, *base.check_earlier(model, earlier)])
+    raise_all(base.check_kl_coef(model, earlier, template.stop_ids(encoder), options))
     if replay:
         BlockDataset(replay.path).require_ids(encoder.vocabulary_size)
         held_out(replay.path, encoder.vocabulary_size)

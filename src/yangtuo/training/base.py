@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from yangtuo.artifacts.manifest import Artifact, grown_rows
 from yangtuo.errors import LineageError, UserError, WeightsError
-from yangtuo.training import adapter, attention, libraries, processes, rates
+from yangtuo.training import adapter, attention, libraries, old_language, processes, rates
 from yangtuo.training.loss import use_sliced_loss
 from yangtuo.training.probe import choose_attention
 from yangtuo.training.settings import Settings, compute_dtype
@@ -216,10 +216,14 @@ def check_rows(model: Artifact, encoder: Encoder) -> list[UserError]:
     ]
 
 
-def check_grown(model: Artifact, kl_coef: float) -> list[UserError]:
+def check_kl_coef(
+    model: Artifact, earlier: Artifact | None, stop_ids: Sequence[int], options: Mapping[str, Any]
+) -> list[UserError]:
     """What speaks against holding the model to its old language, which is told by its tokens alone."""
-    if not kl_coef or grown_rows(model).get("new_rows"):
+    if not options["kl_coef"]:
         return []
+    if grown_rows(model).get("new_rows"):
+        return old_language.check_head(meta_model(model, earlier, stop_ids, options))
     return [
         LineageError(
             "--kl-coef tells the old language from the new one by its tokens",

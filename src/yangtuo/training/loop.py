@@ -57,8 +57,6 @@ def train(
     if len(blocks) == 0:
         raise TrainingError("there is nothing to train on", found="0 blocks", expected="at least one block of tokens")
     guards.require_learned(blocks)
-    if settings.kl_coef:
-        old_language.require_plain_head(model)
     bounds = guards.parse_bounds(settings.bound)
     guards.require_measured(bounds, [source.name for source in sources])
     num_steps = settings.num_steps(len(blocks))

@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yangtuo.errors import TrainingError
+from yangtuo.errors import TrainingError, UserError
 from yangtuo.training import adapter, loss
 
 _NEW_LANGUAGE = 0.1  # of a document's tokens: fewer new ones, and it is of the old language
 
 
-def require_plain_head(model: Any) -> None:
-    """Raises `TrainingError` for a model whose logits are not its head's rows times its states."""
-    if not loss.can_refer(adapter.inner(model)):
-        raise TrainingError(
+def check_head(model: Any) -> list[UserError]:
+    """What speaks against it in a model, empty or not: logits that are not its head's rows times its states."""
+    if loss.can_refer(adapter.inner(model)):
+        return []
+    return [
+        TrainingError(
             "--kl-coef needs logits that are the head's rows times the states",
             found="a head with a LoRA of its own, or logits that are changed afterwards",
             run="the same command without --kl-coef",
         )
+    ]
 
 
 def reference(
