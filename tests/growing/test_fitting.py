@@ -151,8 +151,12 @@ def small(kind: str, directory: Path, **config: Any) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("has_room", [False, True])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_rows_times_states_are_the_logits_in_every_family(kind: str, tmp_path: Path) -> None:
+def test_rows_times_states_are_the_logits_in_every_family(
+    kind: str, has_room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growing_states, "_has_room", lambda *_: has_room)
     path = small(kind, tmp_path, **FAMILIES[kind])
     checkpoint = open_checkpoint(path)
     assert obstacle(checkpoint.config, checkpoint.tensors) is None
